@@ -1,0 +1,50 @@
+# Everything is set up in .venv by the first target that needs it; `make reproduce` and `make test` are all a newcomer needs.
+VENV ?= .venv
+PYTHON ?= python3
+PROFILE ?= cpu
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Threads that wait must not spin: on shared cores that costs more than the work itself.
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: reproduce test lint unit notebooks render lab lock clean
+
+reproduce: $(READY)
+	$(BIN)/symprune reproduce --profile $(PROFILE)
+
+test: lint unit notebooks
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: $(READY)
+	$(BIN)/pytest
+
+# Every committed notebook is executed again, in a folder of its own, and must print what it printed.
+notebooks: $(READY)
+	rm -rf build/nbval
+	SYMPRUNE_OUTPUT=build/nbval $(BIN)/pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout 600 notebooks
+
+render: $(READY)
+	$(BIN)/symprune render
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+$(READY): requirements-lock.txt requirements-embedded.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements-lock.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-embedded.txt -e .
+	touch $(READY)
+
+# Without addresses, so that it installs from any index.
+lock: $(READY)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate --no-emit-index-url \
+		pyproject.toml --output-file requirements-lock.txt
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis

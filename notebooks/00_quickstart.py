@@ -1,0 +1,91 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Quickstart
+#
+# Prune a real language model in five lines: load it, draw calibration text, choose a recipe, prune, measure.
+#
+# The model is SmolLM2-135M-Instruct and the text is Wikipedia; both were installed as Python packages, nothing is downloaded.
+# The committed notebook runs at *smoke* size (a few hundred tokens), so its numbers say nothing about any method.
+# The same notebook at a size that does is linked from the README (`results/cpu/00_quickstart.ipynb`).
+
+# %% tags=["parameters"]
+profile = "smoke"
+n_calib = 2
+seq_len = 64
+n_eval = 2
+digits = 2
+
+# %%
+from symprune import NM, RIA, Recipe, Unstructured, perplexity, prune
+from symprune.data import calibration_windows, evaluation_windows
+from symprune.models import copy_weights, load_model, load_tokenizer, restore_weights
+from symprune.tables import mean_and_std
+
+# %% [markdown]
+# ## Load
+#
+# A model is named `embedded`, a local folder, or a hub id. Calibration windows are random stretches of articles kept for calibration;
+# evaluation windows come from other articles.
+
+# %%
+model, tokenizer = load_model("embedded"), load_tokenizer("embedded")
+calibration = calibration_windows("embedded", tokenizer, n_calib, seq_len, seed=0)
+evaluation = evaluation_windows("embedded", tokenizer, seq_len, n_eval)
+print(tokenizer.decode(calibration[0][:48]))
+
+# %% [markdown]
+# ## The dense model
+#
+# Perplexity by the pruning papers' convention. The result is a float that also knows its windows and its standard error.
+
+# %%
+dense = perplexity(model, evaluation)
+print("dense perplexity", mean_and_std(dense, dense.stderr, digits), f"over {dense.n_windows} windows, {dense.n_tokens} tokens")
+
+# %% [markdown]
+# ## Prune
+#
+# A recipe is a score, a pattern and, if wanted, a refinement. RIA at 60 %: in every row of every linear, the 60 % of the weights with
+# the lowest scores go. Rows of 576 weights lose exactly `floor(0.6 * 576) = 345` of them, so the total is a little under 60 %.
+
+# %%
+pristine = copy_weights(model)
+report = prune(model, calibration, Recipe(RIA(alpha=0.5), Unstructured(sparsity=0.6)))
+report
+
+# %%
+pruned = perplexity(model, evaluation)
+print("pruned perplexity", mean_and_std(pruned, pruned.stderr, digits))
+
+# %% [markdown]
+# ## Another pattern
+#
+# 2:4 keeps two of every four consecutive inputs. The weights are put back first: pruning works in place.
+
+# %%
+restore_weights(model, pristine)
+report = prune(model, calibration, Recipe(RIA(alpha=0.5), NM(2, 4)))
+print(f"{report.sparsity:.2%} of the weights removed")
+print("pruned perplexity", mean_and_std(value := perplexity(model, evaluation), value.stderr, digits))
+report.plot()
+
+# %% [markdown]
+# ## What pruning does not do
+#
+# A pruned model is saved with its zeros written out: the file is not smaller, and on ordinary hardware inference is not faster.
+# What it gives is a mask, and the measured cost of that mask. The following notebooks measure it for every method.
+
+# %%
+assert dense < pruned, "60 % of the weights cannot go unnoticed"

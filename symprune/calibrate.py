@@ -1,0 +1,217 @@
+"""Run a model decoder layer by decoder layer, and gather the statistics of what its linears receive."""
+
+import contextlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from symprune._types import Windows
+from symprune.errors import UserError
+from symprune.models import decoder_layers, max_seq_len, named_linears, prunable_linears, weight_view
+from symprune.progress import track
+from symprune.stats import LayerStats, Moments, StatsAccumulator
+
+OUTPUT_SIDES = ("activations", "gradients")
+
+
+@dataclass(frozen=True)
+class Call:
+    """Everything a decoder layer was given in a plain forward beside its hidden states."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+
+class _Stop(Exception):
+    """Ends a forward pass once what enters the decoder layers is known."""
+
+
+class LayerRunner:
+    """Carries the hidden states of all windows through a model, one decoder layer at a time, exactly as a plain forward would.
+
+    The arguments of every decoder layer (rotary embeddings, masks that may be None or differ per layer, positions) are caught
+    in a forward whose layers compute nothing, and given again: no family's signature is written down here.
+    """
+
+    def __init__(self, model: nn.Module, windows: Windows, batch_size: int = 1):
+        check_windows(model, windows)
+        self.layers = decoder_layers(model)
+        self.hidden: list[Tensor] = []  # what enters the next decoder layer, batch by batch
+        self._calls: dict[int, list[Call]] = {}  # by batch size: masks and positions have its shape
+        device = next(model.parameters()).device
+        for batch in windows.split(batch_size):
+            calls = self._calls.get(len(batch))
+            entering, caught = _enter(model, batch.to(device), every_layer=calls is None)
+            self.hidden.append(entering)
+            self._calls.setdefault(len(batch), caught)
+
+    @torch.no_grad()
+    def run(self, index: int, keep: bool = True) -> None:
+        """Decoder layer `index` over all hidden states, which become its outputs unless told not to keep them."""
+        for position, hidden in enumerate(self.hidden):
+            call = self._calls[len(hidden)][index]
+            out = self.layers[index](hidden, *call.args, **call.kwargs)
+            if keep:
+                self.hidden[position] = _hidden_states(out)
+
+    def collect(self, index: int, uses: Collection[str], keep: bool = False) -> dict[str, LayerStats]:
+        """Statistics of the linears of decoder layer `index`, by their name in it, from one pass over all hidden states."""
+        with collecting(prunable_linears(self.layers[index]), uses) as accumulators:
+            self.run(index, keep)
+        return {name: accumulator.finish() for name, accumulator in accumulators.items()}
+
+
+@contextlib.contextmanager
+def collecting(linears: dict[str, nn.Module], uses: Collection[str]) -> Iterator[dict[str, StatsAccumulator]]:
+    """Inside, every forward of the linears feeds an accumulator; linears that receive the same tensor share its moments.
+
+    uses: the fields of `LayerStats` wanted; outputs are gathered only for "output_norm", Gram matrices only for "gram".
+    Raises UserError, naming the linear, on NaN or inf.
+    """
+    accumulators, handles = {}, []
+    last: list = [None, None]  # the tensor seen last and its moments
+
+    def hook(name: str):
+        def observe(linear: nn.Module, args: tuple, out: Tensor) -> None:
+            inputs = args[0].detach()
+            if last[0] is not args[0]:
+                moments = Moments.of(inputs, gram="gram" in uses)
+                if not torch.isfinite(moments.within.sum() + moments.total.sum()):
+                    raise UserError(f"NaN or inf in the inputs of {name}: the weights are broken, or the dtype's range is too small")
+                last[:] = args[0], moments
+            accumulators[name].add(last[1], inputs.dtype)
+            if "output_norm" in uses:
+                accumulators[name].update_outputs(out)
+
+        return observe
+
+    try:
+        for name, linear in linears.items():
+            d_out, d_in = weight_view(linear).shape
+            accumulators[name] = StatsAccumulator(d_in, d_out, linear.weight.device, gram="gram" in uses)
+            handles.append(linear.register_forward_hook(hook(name)))
+        yield accumulators
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def gather(
+    model: nn.Module,
+    windows: Windows,
+    uses: Collection[str] = ("input_norm",),
+    *,
+    output_side: str = "activations",
+    batch_size: int = 1,
+    progress: bool = False,
+) -> dict[str, LayerStats]:
+    """Statistics of every prunable linear of the dense model, by full name: gathered once, they serve any number of recipes.
+
+    output_side: what Y is, the linears' "activations" or the loss "gradients" with respect to them (one backward pass).
+    """
+    if output_side not in OUTPUT_SIDES:
+        raise UserError(f"output_side must be one of {', '.join(OUTPUT_SIDES)}, not {output_side!r}")
+    if output_side == "gradients" and "output_norm" in uses:
+        return _gather_with_gradients(model, windows, uses, progress)
+    runner = LayerRunner(model, windows, batch_size)
+    found = []
+    for index in track(range(len(runner.layers)), "calibrating", progress):
+        found += runner.collect(index, uses, keep=True).values()
+    return dict(zip(named_linears(model), found, strict=True))
+
+
+def check_windows(model: nn.Module, windows: Windows) -> None:
+    """Raise UserError if the windows are empty, longer than the model's positions, or would not fit into memory as hidden states."""
+    n_windows, seq_len = windows.shape
+    limit = max_seq_len(model)
+    if n_windows == 0 or seq_len == 0:
+        raise UserError("no windows to run the model on: n_calib, n_eval and seq_len must be at least 1")
+    if limit is not None and seq_len > limit:
+        raise UserError(f"seq_len {seq_len} is above the {limit} positions of {type(model).__name__}: lower seq_len")
+    parameter = next(model.parameters())
+    if parameter.device.type == "cpu":
+        import psutil
+
+        needed = n_windows * seq_len * model.config.get_text_config(decoder=True).hidden_size * parameter.element_size()
+        free = psutil.virtual_memory().available
+        if needed > free:
+            raise UserError(
+                f"{n_windows} windows of {seq_len} tokens need {needed / 2**30:.1f} GiB for hidden states, "
+                f"{free / 2**30:.1f} GiB are free: lower n_calib or seq_len"
+            )
+
+
+@torch.no_grad()
+def _enter(model: nn.Module, batch: Tensor, every_layer: bool) -> tuple[Tensor, list[Call]]:
+    """The hidden states that enter the first decoder layer, and each layer's call: the last layer's stub ends the forward."""
+    layers = decoder_layers(model)
+    watched = layers if every_layer else layers[:1]
+    calls: list[Call] = []
+    entering: list[Tensor] = []
+    wrap: list = []  # how this family's decoder layers wrap their hidden states, learnt from the first
+
+    def stub(layer: nn.Module, forward):
+        def observe(hidden: Tensor, *args, **kwargs):
+            calls.append(Call(args, kwargs))
+            if not entering:
+                entering.append(hidden)
+            if len(calls) == len(watched):
+                raise _Stop
+            if not wrap:
+                out = forward(hidden, *args, **kwargs)
+                wrap.append(None if isinstance(out, Tensor) else out[1:])
+                return out
+            return hidden if wrap[0] is None else (hidden, *wrap[0])
+
+        return observe
+
+    kept = [(layer, layer.__dict__.get("forward")) for layer in watched]
+    try:
+        for layer in watched:
+            layer.forward = stub(layer, layer.forward)
+        with contextlib.suppress(_Stop):
+            model(input_ids=batch, use_cache=False)
+    finally:
+        for layer, own_forward in kept:
+            del layer.forward
+            if own_forward is not None:  # set by another library, accelerate for one
+                layer.forward = own_forward
+    return entering[0], calls
+
+
+def _gather_with_gradients(model: nn.Module, windows: Windows, uses: Collection[str], progress: bool) -> dict[str, LayerStats]:
+    """Inputs from the forward and the loss gradient with respect to each linear's output from the backward, window by window."""
+    linears = named_linears(model)
+    check_windows(model, windows)
+    device = next(model.parameters()).device
+    handles = []
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    with collecting(linears, set(uses) - {"output_norm"}) as accumulators:
+
+        def hook(accumulator: StatsAccumulator):
+            def observe(linear: nn.Module, args: tuple, out: Tensor) -> None:
+                out.register_hook(accumulator.update_outputs)
+
+            return observe
+
+        try:
+            model.requires_grad_(False)  # only activations carry gradients: no memory for those of the weights
+            handles += [linear.register_forward_hook(hook(accumulators[name])) for name, linear in linears.items()]
+            with torch.enable_grad():
+                for window in track(windows, "calibrating with gradients", progress):
+                    ids = window[None].to(device)
+                    embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
+                    model(inputs_embeds=embeddings, labels=ids, use_cache=False).loss.backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter, was in required.items():
+                parameter.requires_grad_(was)
+    return {name: accumulator.finish() for name, accumulator in accumulators.items()}
+
+
+def _hidden_states(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]

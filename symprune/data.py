@@ -1,0 +1,215 @@
+"""Text as windows of tokens: calibration by random windows, evaluation by consecutive ones.
+
+A corpus is "embedded" (Wikipedia, out of the gensim wheel), "wikitext2", "c4", or a .txt or .jsonl file. Hub corpora are
+sought in SYMPRUNE_DATA first.
+"""
+
+import bz2
+import functools
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import re
+from pathlib import Path
+
+import torch
+
+from symprune import paths
+from symprune._types import Windows
+from symprune.errors import UserError, unknown
+
+SPLITS = ("calibration", "validation", "evaluation")
+
+# One deal of ten articles in the order of sha256(title): calibrate on the first six, choose on two, report on two.
+_DEAL = {"calibration": range(0, 6), "validation": range(6, 8), "evaluation": range(8, 10)}
+
+_HUB = {
+    "wikitext2": {
+        "calibration": ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
+        "validation": ("Salesforce/wikitext", "wikitext-2-raw-v1", "validation"),
+        "evaluation": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+    },
+    # The first shard of C4, as every published pruning result uses it: a file, not a config, so nothing else is fetched.
+    "c4": {
+        "calibration": ("allenai/c4", "en/c4-train.00000-of-01024.json.gz", "train"),
+        "validation": ("allenai/c4", "en/c4-validation.00000-of-00008.json.gz", "validation"),
+        "evaluation": ("allenai/c4", "en/c4-validation.00000-of-00008.json.gz", "validation"),
+    },
+}
+
+CORPORA = ("embedded", *_HUB)
+
+
+def calibration_windows(corpus: str, tokenizer, n_calib: int, seq_len: int, seed: int, split: str = "calibration") -> Windows:
+    """n_calib random windows of seq_len tokens, each from a document drawn until it is longer than the window.
+
+    The published samplers (Wanda, RIA, DSnoT): `random.seed(seed)`, a document, then a start, so a seed picks their windows.
+    Draws are bounded: raises UserError if the corpus is empty or holds no document long enough.
+    """
+    texts = documents(corpus, split)
+    _require_positive(n_calib=n_calib, seq_len=seq_len)
+    rng = random.Random(seed)
+    tokens: dict[int, list[int]] = {}  # documents already tokenised
+    windows = []
+    draws_left = 1000 + 200 * n_calib
+    while len(windows) < n_calib:
+        draws_left -= 1
+        index = rng.randint(0, len(texts) - 1)
+        if index not in tokens:
+            # A token is at least one byte: text shorter than the window in bytes need not be tokenised to be refused.
+            tokens[index] = tokenize(tokenizer, texts[index]) if len(texts[index].encode()) > seq_len else []
+        ids = tokens[index]
+        if len(ids) > seq_len:
+            start = rng.randint(0, len(ids) - seq_len - 1)
+            windows.append(ids[start : start + seq_len])
+        elif draws_left <= 0 or (len(tokens) == len(texts) and all(len(t) <= seq_len for t in tokens.values())):
+            raise UserError(f"corpus {corpus!r} ({split}) is too short: no document of more than {seq_len} tokens found; lower seq_len")
+    return torch.tensor(windows, dtype=torch.long)
+
+
+def evaluation_windows(corpus: str, tokenizer, seq_len: int, n_windows: int | None = None, split: str = "evaluation") -> Windows:
+    """The split joined by blank lines, tokenised whole and cut into consecutive windows of seq_len tokens (Wanda's convention).
+
+    n_windows: take that many, spread evenly over the split (ours: the published code would take the first); None takes all.
+    Raises UserError if the corpus is shorter than one window.
+    """
+    _require_positive(seq_len=seq_len, n_windows=1 if n_windows is None else n_windows)
+    ids = tokenize(tokenizer, "\n\n".join(documents(corpus, split)))
+    available = len(ids) // seq_len
+    if available < (n_windows or 1):
+        raise UserError(
+            f"corpus {corpus!r} ({split}) is too short: {len(ids)} tokens make {available} windows of {seq_len}; lower seq_len or n_eval"
+        )
+    windows = torch.tensor(ids[: available * seq_len], dtype=torch.long).view(available, seq_len)
+    if n_windows is None:
+        return windows
+    return windows[torch.arange(n_windows) * available // n_windows]
+
+
+def tokenize(tokenizer, text: str) -> list[int]:
+    """Token ids with the tokenizer's own special tokens, whatever the length."""
+    return tokenizer(text, verbose=False).input_ids
+
+
+def adds_bos(tokenizer) -> bool:
+    """Whether the tokenizer puts a beginning-of-sequence token before a text: on some models perplexity hangs on it."""
+    return tokenize(tokenizer, "a")[:1] == [tokenizer.bos_token_id]
+
+
+def digest(windows: Windows) -> str:
+    """sha256 of the token ids: what a record says it was calibrated or evaluated on."""
+    return hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16]
+
+
+def documents(corpus: str, split: str) -> list[str]:
+    """The texts of one split of a corpus; raises UserError if there is no such corpus, or nothing in it."""
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if corpus == "embedded":
+        articles = embedded_articles()
+        texts = [articles[title] for title in embedded_titles(split)]
+    elif corpus in _HUB:
+        texts = _hub_texts(*_HUB[corpus][split])
+    elif Path(corpus).is_file():
+        texts = _file_texts(Path(corpus))
+    else:
+        raise UserError(f"{unknown('corpus', corpus, CORPORA)}; or give a .txt or .jsonl file")
+    if not any(text.strip() for text in texts):
+        raise UserError(f"corpus {corpus!r} ({split}) is empty")
+    return texts
+
+
+def embedded_titles(split: str) -> list[str]:
+    """Titles of the embedded corpus that belong to a split, in dealing order."""
+    order = sorted(embedded_articles(), key=lambda title: hashlib.sha256(title.encode()).hexdigest())
+    return [title for rank, title in enumerate(order) if rank % 10 in _DEAL[split]]
+
+
+@functools.cache
+def embedded_articles() -> dict[str, str]:
+    """Title -> cleaned text of the English Wikipedia sample that ships in the gensim wheel (May 2016, CC BY-SA).
+
+    Kept: namespace 0, no redirect, no list, no disambiguation page; paragraphs of at least 80 characters; articles of at least 1500.
+    """
+    spec = importlib.util.find_spec("gensim")
+    if spec is None:
+        raise UserError("the embedded corpus is not installed: run `pip install 'symprune[embedded]'`")
+    dump = Path(spec.origin).parent / "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    # The key holds the dump and the rule, so a change of either is a new extraction.
+    key = hashlib.sha256(dump.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
+    cached = paths.cache() / f"wikipedia-{key}.json"
+    if not cached.is_file():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(_extract_articles(dump)))
+        partial.replace(cached)
+    return json.loads(cached.read_text())
+
+
+def _extract_articles(dump: Path) -> dict[str, str]:
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+
+    articles = {}
+    with bz2.open(dump) as pages:
+        for title, raw, _ in extract_pages(pages, filter_namespaces=("0",)):
+            if raw.lstrip().lower().startswith("#redirect") or title.startswith(("Wikipedia:", "List of ")):
+                continue
+            text = _clean(filter_wiki(raw))
+            if len(text) >= 1500 and not title.endswith("(disambiguation)"):
+                articles[title] = text
+    return articles
+
+
+_APPENDIX = re.compile(r"^=+\s*(see also|references|notes|external links|further reading|bibliography)\s*=+\s*$", re.M | re.I)
+
+
+def _clean(text: str) -> str:
+    """Prose alone: no appendices, quote runs, headings, list markers, emptied parentheses, table rows or short lines."""
+    if appendix := _APPENDIX.search(text):
+        text = text[: appendix.start()]
+    text = re.sub(r"'{2,}", "", text)
+    text = re.sub(r"^[=*#:; \t]+|[= \t]+$", "", text, flags=re.M)
+    text = re.sub(r"\s*\([^\w()]*\)", "", text)  # what a dropped pronunciation leaves: "(; , )"
+    text = re.sub(r"\((?:[;,]\s*)+", "(", text)
+    text = re.sub(r"[ \t]+", " ", text)
+    return "\n\n".join(line for line in text.splitlines() if len(line) >= 80 and not line.startswith(("|", "!", "{")))
+
+
+def _hub_texts(repo: str, config: str, split: str) -> list[str]:
+    is_file = config.endswith(".gz")
+    mirror = paths.hub_mirror()
+    local = mirror / repo if mirror else None
+    if local is not None and (local / config).exists():
+        found = [local / config] if is_file else sorted((local / config).glob(f"{split}.jsonl"))
+        if found:
+            return _file_texts(found[0])
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if is_file:
+            rows = datasets.load_dataset("json", data_files={split: f"hf://datasets/{repo}/{config}"}, split=split)
+        else:
+            rows = datasets.load_dataset(repo, config, split=split)
+    except (OSError, ValueError) as error:  # datasets raises ConnectionError, FileNotFoundError or ValueError when it cannot look
+        wanted = f"$SYMPRUNE_DATA/{repo}/{config}" + ("" if is_file else f"/{split}.jsonl")
+        raise UserError(f"cannot reach the hub for {repo} ({split}): provide {wanted}, or use the corpus 'embedded'") from error
+    return list(rows["text"])
+
+
+def _file_texts(file: Path) -> list[str]:
+    opener = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opener(file, "rt", encoding="utf-8") as f:
+            return [f.read()] if file.suffix == ".txt" else [json.loads(line)["text"] for line in f]
+    except (ValueError, KeyError, TypeError, EOFError) as error:
+        raise UserError(f"{file} is neither UTF-8 text (.txt) nor JSON lines with a 'text' field (.jsonl)") from error
+
+
+def _require_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(f"{name} must be at least 1, not {number}")

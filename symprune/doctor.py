@@ -1,0 +1,70 @@
+"""What this machine can run."""
+
+import importlib.util
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+
+import torch
+
+from symprune import paths
+from symprune.errors import UserError
+from symprune.models import EMBEDDED, locate
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at, whether it is as wished, and what was found."""
+
+    what: str
+    ok: bool
+    found: str
+
+
+def examine() -> list[Finding]:
+    """Processor, memory, disk, GPU, embedded model and corpus, hub, local data, Jupyter tools."""
+    import psutil
+
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(paths.ROOT)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    mirror = paths.hub_mirror()
+    return [
+        Finding(
+            "processor",
+            True,
+            f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        ),
+        Finding("memory", memory.available > 4 * 2**30, f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"),
+        Finding("disk", disk.free > 5e9, f"{disk.free / 1e9:.0f} GB free under {paths.ROOT}"),
+        Finding("GPU", bool(gpus), ", ".join(gpus) or "none: use --profile cpu"),
+        _embedded_model(),
+        _installed("embedded corpus", "gensim", "embedded"),
+        _hub(),
+        Finding("SYMPRUNE_DATA", mirror is not None and mirror.is_dir(), str(mirror) if mirror else "not set: hub corpora need the hub"),
+        _installed("notebooks", "papermill", "notebooks"),
+        _installed("zero-shot", "lm_eval", "zeroshot"),
+    ]
+
+
+def _embedded_model() -> Finding:
+    try:
+        return Finding("embedded model", True, str(locate(EMBEDDED)))
+    except UserError as error:
+        return Finding("embedded model", False, str(error))
+
+
+def _installed(what: str, module: str, extra: str) -> Finding:
+    found = importlib.util.find_spec(module) is not None
+    return Finding(what, found, f"{module} is installed" if found else f"run pip install 'symprune[{extra}]'")
+
+
+def _hub() -> Finding:
+    from huggingface_hub import constants
+
+    host = constants.ENDPOINT.split("//")[-1]
+    try:
+        socket.create_connection((host, 443), timeout=3).close()
+        return Finding("hub", True, f"{host} answers")
+    except OSError:
+        return Finding("hub", False, f"{host} cannot be reached: use the embedded model and corpus, or SYMPRUNE_DATA")

@@ -1,0 +1,100 @@
+"""Figures in one style: the same method has the same colour and marker everywhere. With `tables`, the only writer under figures/."""
+
+import math
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from symprune import paths
+from symprune.tables import summarise
+
+# Okabe and Ito's colours can be told apart with any common colour vision; markers tell them apart in print.
+_COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B5E00", "#B3A800"]
+_MARKERS = "osD^vP*X<>"
+_FAMILIES = ["magnitude", "wanda", "ria", "stochria", "symwanda", "owanda", "ri", "symmetric", "lp_norm", "general_diagonal"]
+
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+
+
+def method_style(method: str) -> dict:
+    """Colour and marker of a score by its name; variants of one family share the colour and are filled differently."""
+    family = method.partition("(")[0]
+    index = _FAMILIES.index(family) if family in _FAMILIES else len(_FAMILIES) - 1
+    return {"color": _COLOURS[index], "marker": _MARKERS[index], "markerfacecolor": "white" if "(" in method else _COLOURS[index]}
+
+
+def perplexity_dots(frame: pd.DataFrame, columns: str = "pattern") -> Figure:
+    """Perplexity by method, one panel per pattern: a dot per seed, mean and standard deviation, the dense model as a line."""
+    panels = [name for name in frame[columns].unique() if name != "dense"]
+    dense = frame.loc[frame["method"] == "dense", "perplexity"]
+    with plt.rc_context(STYLE):
+        n_methods = frame.loc[frame["method"] != "dense", "method"].nunique()
+        size = (2.3 * len(panels) + 1.2, 1.2 + 0.32 * n_methods)
+        fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
+        for ax, panel in zip(axes[0], panels, strict=True):
+            rows = frame[frame[columns] == panel]
+            methods = list(dict.fromkeys(rows["method"]))
+            for y, method in enumerate(methods):
+                values = rows.loc[rows["method"] == method, "perplexity"]
+                style = method_style(method)
+                ax.plot(values, [y] * len(values), linestyle="none", markersize=4, alpha=0.6, **style)
+                if len(values) > 1:
+                    ax.errorbar(values.mean(), y, xerr=values.std(), color=style["color"], capsize=3, marker="|", markersize=9)
+            if len(dense):
+                ax.axvline(dense.iloc[0], color="black", linewidth=0.8, linestyle=":")
+                ax.annotate("dense", (dense.iloc[0], 1), xycoords=("data", "axes fraction"), fontsize=7, ha="center", va="bottom")
+            ax.set(xscale="log", yticks=range(len(methods)), yticklabels=methods, title=panel, xlabel="perplexity (lower is better)")
+            ax.title.set_position((0.5, 1.06))
+            _plain_log_ticks(ax, "x")
+        axes[0][0].invert_yaxis()
+    return fig
+
+
+def perplexity_curves(frame: pd.DataFrame, x: str, label: str, log_x: bool = False, hue: str = "method") -> Figure:
+    """Perplexity against a swept quantity, one curve per method, bars of one standard deviation over seeds."""
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+        for name, rows in summarise(frame, by=[hue, x]).groupby(hue, sort=False):
+            ax.errorbar(rows[x], rows["mean"], yerr=rows["std"].fillna(0), capsize=3, label=name, markersize=5, **method_style(name))
+        ax.set(xlabel=label, ylabel="perplexity (lower is better)", yscale="log")
+        if log_x:
+            ax.set_xscale("log")
+        _plain_log_ticks(ax, "y")
+        ax.legend(fontsize=8)
+    return fig
+
+
+def save_figure(fig: Figure, profile: str, name: str) -> Figure:
+    """Write fig_<name>.png and .pdf, the same bytes for the same figure; returns the figure to be shown."""
+    folder = paths.figures(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    fig.savefig(folder / f"fig_{name}.png", metadata={"Software": None})
+    fig.savefig(folder / f"fig_{name}.pdf", metadata={"CreationDate": None})
+    plt.close(fig)  # the caller shows it once, by returning it
+    return fig
+
+
+def _plain_log_ticks(ax: Axes, which: str) -> None:
+    """Ticks at 1, 2, 5 times powers of ten within the data, written out."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps: Sequence[int] = (1, 2, 5) if math.log10(high / low) < 2 else (1,)
+    axis.set_major_locator(FixedLocator([step * 10.0**d for d in decades for step in steps]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_minor_locator(NullLocator())

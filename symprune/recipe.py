@@ -1,0 +1,115 @@
+"""What is done to a model, as plain data: a score, a pattern, and perhaps a refinement."""
+
+import ast
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from symprune.errors import UserError, unknown
+from symprune.masks import NM, PATTERNS, Unstructured
+from symprune.refine import REFINERS
+from symprune.scores import SCORES
+
+_NAMES = {cls: name for registry in (SCORES, PATTERNS, REFINERS) for name, cls in registry.items()}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A score, the pattern its mask follows, and a training-free refinement of that mask (None: the mask as it is)."""
+
+    score: Any
+    pattern: Unstructured | NM = Unstructured()  # noqa: RUF009 (frozen, so shared safely)
+    refine: Any = None
+
+    @property
+    def label(self) -> str:
+        """The recipe in a line, hyperparameters shown where they differ from the default."""
+        refinement = f" + {method_label(self.refine)}" if self.refine else ""
+        return f"{method_label(self.score)}{refinement}, {pattern_label(self.pattern)}"
+
+    @property
+    def key(self) -> str:
+        """A hash that two recipes share only if they do the same."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """The fields of `LayerStats` that the score and the refinement read."""
+        return frozenset(self.score.uses) | frozenset(self.refine.uses if self.refine else ())
+
+    def to_dict(self) -> dict:
+        """Plain data from which `from_dict` makes an equal recipe."""
+        return {part: method_dict(method) if method else None for part, method in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict) -> "Recipe":
+        """The recipe that `to_dict` described; raises UserError for a name or a hyperparameter that is not known."""
+        registries = {"score": SCORES, "pattern": PATTERNS, "refine": REFINERS}
+        parts = {}
+        for part, method in plain.items():
+            if part not in registries:
+                raise unknown("part of a recipe", part, registries)
+            if method is not None:
+                method = dict(method)
+                method = build(part, method.pop("name", None), registries[part], method)
+            parts[part] = method
+        return cls(**parts)
+
+
+def method_dict(method: Any) -> dict:
+    """Name and hyperparameters of a score, pattern or refiner."""
+    return {"name": _NAMES[type(method)], **dataclasses.asdict(method)}
+
+
+def method_label(method: Any) -> str:
+    """`ria`, or `ria(alpha=1.0)` where a hyperparameter is not its default; `parse_method` reads it back."""
+    changed = [f"{f.name}={getattr(method, f.name)!r}" for f in dataclasses.fields(method) if getattr(method, f.name) != f.default]
+    return _NAMES[type(method)] + (f"({', '.join(changed)})" if changed else "")
+
+
+def pattern_label(pattern: Unstructured | NM) -> str:
+    """`2:4`, or `60% per output`."""
+    return f"{pattern.n}:{pattern.m}" if isinstance(pattern, NM) else f"{pattern.sparsity:.3g} per {pattern.group}"
+
+
+def parse_method(kind: str, text: str, registry: dict) -> Any:
+    """A score or refiner from `name` or `name(field=literal, ...)`; raises UserError that names what is wrong."""
+    try:
+        tree = ast.parse(text.strip().replace("=inf", "='inf'"), mode="eval").body
+        call = tree if isinstance(tree, ast.Call) else ast.Call(func=tree, args=[], keywords=[])
+        if call.args or not isinstance(call.func, ast.Name):
+            raise ValueError
+        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read the {kind} {text!r}: write a name, or name(field=value, ...)") from error
+    return build(kind, call.func.id, registry, {k: float("inf") if v == "inf" else v for k, v in values.items()})
+
+
+def parse_pattern(text: str, sparsity: float = 0.5, group: str = "output") -> Unstructured | NM:
+    """A pattern from `unstructured` or `n:m`; raises UserError otherwise."""
+    n, colon, m = text.partition(":")
+    if colon and n.isdecimal() and m.isdecimal():
+        return NM(int(n), int(m))
+    if text != "unstructured":
+        raise unknown("pattern", text, ["unstructured", "2:4", "4:8"])
+    return Unstructured(sparsity, group)
+
+
+def build(kind: str, name: Any, registry: dict, values: dict) -> Any:
+    """registry[name](**values), with every way to get it wrong as a UserError."""
+    if name not in registry:
+        raise unknown(kind, name, registry)
+    known = {field.name for field in dataclasses.fields(registry[name])}
+    for field in values:
+        if field not in known:
+            raise (
+                unknown(f"hyperparameter of {name}", field, known)
+                if known
+                else UserError(f"{name} has no hyperparameters, not even {field!r}")
+            )
+    try:
+        return registry[name](**values)
+    except TypeError as error:
+        raise UserError(f"cannot build {name} from {values}: {error}") from error

@@ -1,0 +1,240 @@
+"""Notebooks: rendered from their sources, executed under a profile, gathered into a report."""
+
+import ast
+import contextlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from symprune import paths, progress
+from symprune.errors import UserError, unknown
+from symprune.results import Store, write_whole
+
+SMOKE = "smoke"
+_CELL_TIMEOUT = {SMOKE: 600}  # seconds; other profiles run for hours
+_KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+
+def notebook_names() -> list[str]:
+    """Every notebook, by the name of its source."""
+    return sorted(source.stem for source in paths.NOTEBOOKS.glob("[0-9][0-9]_*.py"))
+
+
+def resolve_notebooks(wanted: Sequence[str]) -> list[str]:
+    """Notebooks by name or number ("02"), all if none is wanted; raises UserError for one that is not there."""
+    names = notebook_names()
+    if not names:
+        raise UserError(f"no notebooks in {paths.NOTEBOOKS}: run inside the project's source, or set SYMPRUNE_ROOT to it")
+    chosen = [[name for name in names if wish in (name, name[:2])] for wish in wanted]
+    for wish, found in zip(wanted, chosen, strict=True):
+        if not found:
+            raise unknown("notebook", wish, names)
+    return sorted(name for found in chosen for name in found) or names
+
+
+def load_profile(name: str) -> dict[str, Any]:
+    """The parameters of papermill_params/<name>.yaml; raises UserError unless it has exactly the keys of the smoke profile."""
+    profiles = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
+    if name not in profiles:
+        raise unknown("profile", name, profiles)
+    values, keys = (_read_profile(paths.PARAMS / f"{n}.yaml") for n in (name, SMOKE))
+    for key in values:
+        if key not in keys:
+            raise unknown(f"key in papermill_params/{name}.yaml", key, keys)
+    if missing := sorted(set(keys) - set(values)):
+        raise UserError(f"papermill_params/{name}.yaml lacks {', '.join(missing)}: every profile has the same keys")
+    if values["profile"] != name:
+        raise UserError(f"papermill_params/{name}.yaml says profile: {values['profile']}: it must say {name}")
+    return values
+
+
+def parameters_of(notebook: str) -> dict[str, Any]:
+    """Names and default values in a notebook's parameters cell; raises UserError for anything but assignments of literals."""
+    import jupytext
+
+    cells = jupytext.read(paths.NOTEBOOKS / f"{notebook}.py").cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise UserError(f"notebook {notebook} needs exactly one cell tagged parameters, it has {len(tagged)}")
+    values = {}
+    for statement in ast.parse(tagged[0].source).body:
+        try:
+            (target,) = statement.targets
+            values[target.id] = ast.literal_eval(statement.value)
+        except (AttributeError, ValueError) as error:
+            raise UserError(f"notebook {notebook}: the parameters cell holds assignments of literals only") from error
+    return values
+
+
+def reproduce(wanted: Sequence[str], profile: str, show: bool = True) -> Path:
+    """Execute notebooks with papermill under a profile, into results/<profile>/; returns the path of the HTML report.
+
+    A notebook takes from the profile what its parameters cell names. A notebook that fails leaves its last good run in place.
+    """
+    values = load_profile(profile)
+    names = resolve_notebooks(wanted)
+    chosen = {name: {key: values[key] for key in _known(name, values)} for name in names}  # every notebook is checked before one runs
+    before = {record.key for record in Store(paths.records(profile))}
+    for position, (name, parameters) in enumerate(chosen.items(), start=1):
+        _execute(name, parameters, profile, f"[{position}/{len(names)}] {name}", show)
+    after = {record.key for record in Store(paths.records(profile))}
+    if show:
+        print(f"{len(after - before)} results measured, {len(before)} were on record in {paths.records(profile)}")
+    return write_report(profile)
+
+
+def render(wanted: Sequence[str] = ()) -> list[Path]:
+    """Execute the sources at their defaults (the smoke profile) into the paired .ipynb, the same bytes for the same outputs."""
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+
+    written = []
+    for name in resolve_notebooks(wanted):
+        notebook = jupytext.read(paths.NOTEBOOKS / f"{name}.py")
+        with tempfile.TemporaryDirectory() as output, _environment(SYMPRUNE_OUTPUT=output):
+            NotebookClient(notebook, timeout=_CELL_TIMEOUT[SMOKE], kernel_name="python3", resources=_in_notebooks()).execute()
+        target = paths.NOTEBOOKS / f"{name}.ipynb"
+        write_whole(target, nbformat.writes(cleaned(notebook)) + "\n")
+        written.append(target)
+    return written
+
+
+def cleaned(notebook):
+    """The notebook without what differs from run to run or from tool to tool: ids, times, papermill's and jupytext's notes."""
+    notebook.metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}}
+    notebook.nbformat_minor = 5
+    for position, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        cell.id = f"cell-{position:02d}"
+        for out in cell.get("outputs", []):
+            out.get("metadata", {}).pop("execution", None)
+    return notebook
+
+
+def write_report(profile: str) -> Path:
+    """results/<profile>/report.html from the executed 10_report, or from the last executed notebook if that was not run."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    executed = sorted(paths.results(profile).glob("[0-9][0-9]_*.ipynb"))
+    notebook = nbformat.read(executed[-1], as_version=4)
+    html, _ = HTMLExporter(
+        template_name="lab", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    ).from_notebook_node(notebook, resources={"metadata": {"name": f"symprune: {profile}"}})
+    report = paths.results(profile) / "report.html"
+    write_whole(report, html)
+    return report
+
+
+def _known(notebook: str, profile: dict[str, Any]) -> dict[str, Any]:
+    parameters = parameters_of(notebook)
+    for name in parameters:
+        if name not in profile:
+            raise unknown(f"parameter in notebook {notebook}", name, profile)
+    return parameters
+
+
+def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, show: bool) -> None:
+    import jupytext
+    import nbformat
+    import papermill
+
+    folder = paths.results(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}.ipynb"
+    with tempfile.TemporaryDirectory() as work, _progress_bar(title, show) as reports:
+        source, executed = Path(work) / f"{name}.ipynb", Path(work) / "executed.ipynb"
+        nbformat.write(jupytext.read(paths.NOTEBOOKS / f"{name}.py"), source)
+        with _environment(TQDM_DISABLE="1", **{progress.FILE: str(reports)}):
+            try:
+                papermill.execute_notebook(
+                    source,
+                    executed,
+                    parameters=parameters,
+                    kernel_name="python3",
+                    progress_bar=False,
+                    cwd=str(paths.NOTEBOOKS),
+                    execution_timeout=_CELL_TIMEOUT.get(profile),
+                )
+            except papermill.PapermillExecutionError as error:
+                failed = target.with_suffix(".failed.ipynb")
+                write_whole(failed, executed.read_text())
+                reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+                if error.ename == "UserError":
+                    raise UserError(f"notebook {name}: {error.evalue}") from error
+                raise RuntimeError(f"notebook {name} failed in cell {error.cell_index} with {reason}; see {failed}") from error
+        write_whole(target, nbformat.writes(cleaned(nbformat.read(executed, as_version=4))) + "\n")
+        target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+
+
+def _in_notebooks() -> dict:
+    return {"metadata": {"path": str(paths.NOTEBOOKS)}}
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Environment variables for the kernels started inside."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def _progress_bar(title: str, show: bool) -> Iterator[Path]:
+    """A bar that follows the file which a kernel reports into: notebook, recipe, time left."""
+    from tqdm import tqdm
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "progress"
+        file.touch()
+        bar = tqdm(
+            total=0, desc=title, disable=not show, dynamic_ncols=True, bar_format="{desc} |{bar}| {n}/{total} [{elapsed}<{remaining}]"
+        )
+        finished = threading.Event()
+
+        def follow() -> None:
+            seen = 0
+            while not finished.wait(0.5):
+                lines = file.read_text().splitlines()
+                for line in lines[seen:]:
+                    report = json.loads(line)
+                    if report["done"] == 0:  # another grid begins: its time left is its own
+                        bar.reset(total=report["total"])
+                    bar.update(report["done"] - bar.n)
+                    bar.set_description(f"{title}: {report['label']}")
+                seen = len(lines)
+                bar.refresh()
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        start = time.monotonic()
+        try:
+            yield file
+        finally:
+            finished.set()
+            follower.join()
+            bar.set_description(f"{title}: {time.monotonic() - start:.0f} s")
+            bar.close()
+
+
+def _read_profile(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold key: value lines")
+    return values

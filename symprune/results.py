@@ -1,0 +1,132 @@
+"""One measured result, one JSON file: named by what was asked, written whole or not at all."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from symprune import paths
+
+# Part of every key: raise it when a change of the code changes what the same question answers.
+PROTOCOL = 1
+
+_PACKAGES = ("symprune", "torch", "transformers", "tokenizers", "numpy", "gensim", "lm-eval")
+
+
+@dataclass(frozen=True)
+class Record:
+    """run: what was asked; metrics: what was measured; meta: with which versions, on which machine, from which commit."""
+
+    run: dict
+    metrics: dict
+    meta: dict
+
+    @property
+    def key(self) -> str:
+        """The hash of what was asked."""
+        return run_key(self.run)
+
+    def to_json(self) -> str:
+        """Stable text: keys sorted, no NaN."""
+        return json.dumps(vars(self), sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Record":
+        """The record that `to_json` wrote; raises ValueError if it is anything else."""
+        plain = json.loads(text)
+        if not isinstance(plain, dict) or set(plain) != {"run", "metrics", "meta"} or not all(isinstance(v, dict) for v in plain.values()):
+            raise ValueError("a record has the parts run, metrics and meta")
+        return cls(**plain)
+
+
+class Store:
+    """A folder of records, `<key>.json` each. A failure never overwrites a record; a corrupt one is set aside and measured again."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for file in sorted(self.folder.glob("*.json")) if (record := self._read(file)))
+
+    def get(self, run: dict) -> Record | None:
+        """The record of what was asked, if there is one."""
+        file = self.folder / f"{run_key(run)}.json"
+        return self._read(file) if file.exists() else None
+
+    def get_or_run(self, run: dict, measure: Callable[[], dict]) -> Record:
+        """The record of what was asked, measured now if there is none; what `measure` raises leaves the folder as it was."""
+        return self.get(run) or self.put(Record(run, measure(), provenance()))
+
+    def put(self, record: Record) -> Record:
+        """Write a record: to the side, then renamed, so a reader sees a whole file or none."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / f"{record.key}.json", record.to_json())
+        return record
+
+    def _read(self, file: Path) -> Record | None:
+        try:
+            record = Record.from_json(file.read_text())
+            if record.key != file.stem:
+                raise ValueError("its name is not the hash of its content")
+            return record
+        except (ValueError, UnicodeDecodeError) as error:
+            aside = file.with_suffix(".corrupt")
+            file.replace(aside)
+            warnings.warn(f"record {file.name} is corrupt ({error}); set aside as {aside.name} and measured again", stacklevel=2)
+            return None
+
+
+def run_key(run: dict) -> str:
+    """The hash of what was asked, the protocol included."""
+    return hashlib.sha256(json.dumps([PROTOCOL, run], sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and commit: where a number came from."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, "python": platform.python_version(), "machine": _machine(), "git": _git()}
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file under another name and rename it into place."""
+    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "w") as f:
+            f.write(text)
+        os.replace(partial, file)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def _machine() -> str:
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    return f"{os.cpu_count()} x {cpu}"
+
+
+def _lines(file: str) -> list[str]:
+    return Path(file).read_text().splitlines() if Path(file).exists() else []
+
+
+def _git() -> dict | None:
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(paths.ROOT), *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # Outputs are rewritten while they are measured: only a change of the code makes a measurement dirty.
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "symprune", "papermill_params"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

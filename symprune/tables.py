@@ -1,0 +1,149 @@
+"""From measured rows to the tables people read, and to verdicts; with `figures`, the only writer under figures/."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from symprune import paths
+from symprune.results import write_whole
+
+VERDICTS = ("reproduced", "not reproduced", "undecided", "not run here")
+
+
+def summarise(frame: pd.DataFrame, value: str = "perplexity", by: Sequence[str] = ("model", "pattern", "method", "refine")) -> pd.DataFrame:
+    """Mean, standard deviation over calibration seeds (divides by n - 1; nan for one measurement) and their number."""
+    groups = frame.groupby(list(by), sort=False, dropna=False)[value]
+    return groups.agg(["mean", "std", "count"]).rename(columns={"count": "n"}).reset_index()
+
+
+def perplexity_table(frame: pd.DataFrame, digits: int = 4, index: Sequence[str] = ("method",), columns: str = "pattern") -> pd.DataFrame:
+    """Perplexities as `mean ± standard deviation`, one row per method and one column per pattern; the dense model stands in every column.
+
+    Without a deviation where there was one measurement: the dense model, and methods that use no calibration data.
+    """
+    names = [name for name in frame[columns].unique() if name != "dense"]
+    dense = frame[frame["method"] == "dense"]
+    rows = pd.concat([frame[frame["method"] != "dense"], *(dense.assign(**{columns: name}) for name in names)]) if names else dense
+    summary = summarise(rows, by=[*dict.fromkeys([*index, columns])])
+    summary["cell"] = [mean_and_std(mean, std, digits) for mean, std in zip(summary["mean"], summary["std"], strict=True)]
+    order = list(dict.fromkeys(map(tuple, frame[list(index)].itertuples(index=False))))
+    table = summary.pivot(index=list(index), columns=columns, values="cell").reindex(columns=names or None).fillna("")
+    table = table.loc[[key if len(index) > 1 else key[0] for key in order]]
+    table.columns.name = None
+    return table
+
+
+def mean_and_std(mean: float, std: float, digits: int) -> str:
+    """`12.34 ± 0.56`, `digits` significant digits of the mean, and as many decimals for the deviation."""
+    decimals = decimals_of(mean, digits)
+    text = f"{round(mean, decimals):.{max(decimals, 0)}f}"
+    return text if std is None or math.isnan(std) else f"{text} ± {round(std, decimals):.{max(decimals, 0)}f}"
+
+
+def decimals_of(value: float, digits: int) -> int:
+    """How many decimals show `digits` significant digits of a value (negative: it is rounded left of the point)."""
+    return digits - 1 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A paired comparison over evaluation windows: perplexity of a over perplexity of b, with a 95 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+    n_windows: int
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves out 1."""
+        return not self.low <= 1 <= self.high
+
+    def __str__(self) -> str:
+        interval = f"{self.low - 1:+.1%} to {self.high - 1:+.1%}"
+        return f"{self.ratio - 1:+.1%} perplexity (95 % interval {interval}, paired over {self.n_windows} windows)"
+
+
+def paired(a: pd.DataFrame, b: pd.DataFrame) -> Paired:
+    """Compare two sets of rows on the same windows: losses averaged over seeds, differences per window, Student's t over windows.
+
+    The interval covers the choice of evaluation text; the calibration seeds' spread is shown in the tables.
+    """
+    from scipy import stats
+
+    losses = [np.mean(np.array(rows["window_losses"].tolist()), axis=0) for rows in (a, b)]
+    difference = losses[0] - losses[1]
+    n = len(difference)
+    mean, error = float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    reach = float(stats.t.ppf(0.975, n - 1)) * error if n > 1 else math.inf
+    bounds = [math.exp(min(max(x, -700), 700)) for x in (mean, mean - reach, mean + reach)]
+    return Paired(*bounds, n_windows=n)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, what was found of it here, and the numbers that decided."""
+
+    claim: str
+    verdict: str
+    evidence: str
+
+    def __post_init__(self):
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {self.verdict!r}")
+
+
+def judge(claim: str, comparison: Paired) -> Verdict:
+    """The verdict on "a has lower perplexity than b": decided only if the interval of the ratio leaves out 1."""
+    verdict = "undecided" if not comparison.decided else "reproduced" if comparison.ratio < 1 else "not reproduced"
+    return Verdict(claim, verdict, str(comparison))
+
+
+def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> pd.DataFrame:
+    """Keep a notebook's verdicts for the report, and show them."""
+    folder = paths.results(profile) / "verdicts"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"{notebook}.json", json.dumps([asdict(v) for v in verdicts], indent=1, ensure_ascii=False) + "\n")
+    return pd.DataFrame([asdict(v) for v in verdicts])
+
+
+def load_verdicts(profile: str) -> pd.DataFrame:
+    """Every verdict of a profile, by notebook."""
+    rows = []
+    for file in sorted((paths.results(profile) / "verdicts").glob("*.json")):
+        rows += [{"notebook": file.stem, **verdict} for verdict in json.loads(file.read_text())]
+    return pd.DataFrame(rows, columns=["notebook", "claim", "verdict", "evidence"])
+
+
+def verdict_page(verdicts: pd.DataFrame) -> str:
+    """Markdown: how many claims came out how, then one table per notebook."""
+    counts = ", ".join(f"{(verdicts['verdict'] == v).sum()} {v}" for v in VERDICTS if (verdicts["verdict"] == v).any())
+    parts = [f"**{counts or 'no verdicts yet'}**"]
+    for notebook, rows in verdicts.groupby("notebook"):
+        parts.append(f"### {notebook}\n\n{rows[['claim', 'verdict', 'evidence']].to_markdown(index=False)}")
+    return "\n\n".join(parts)
+
+
+def save_table(table: pd.DataFrame, profile: str, name: str, data: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Write table_<name>.md as shown and table_<name>.csv (of `data`, unrounded, if given); returns the table to be shown."""
+    folder = paths.figures(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"table_{name}.md", table.to_markdown(disable_numparse=True) + "\n")
+    data = table.reset_index() if data is None else data.drop(columns=["window_losses", "recipe_key"], errors="ignore")
+    write_whole(folder / f"table_{name}.csv", data.to_csv(index=False))
+    return table
+
+
+def saved_tables(profile: str) -> dict[str, str]:
+    """Markdown of every saved table, by name."""
+    return {file.stem.removeprefix("table_"): file.read_text() for file in sorted(paths.figures(profile).glob("table_*.md"))}
+
+
+def saved_figures(profile: str) -> list[Path]:
+    """The PNG of every saved figure."""
+    return sorted(paths.figures(profile).glob("fig_*.png"))

@@ -1,0 +1,493 @@
+"""Refinement against a literal per-row loop in plain Python, and ExactSwap against brute force."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from symprune import refine, swap
+from symprune.errors import UserError
+from symprune.masks import NM, Unstructured
+from symprune.refine import REFINERS, DSnoT, R2DSnoT
+from symprune.stats import LayerStats, Moments, StatsAccumulator
+from symprune.swap import ExactSwap
+
+F64 = torch.float64
+NEUTRAL = {"relative": "none", "alpha": 1.0, "gamma_grow": 0.0, "gamma_prune": 0.0}
+
+
+# The definition, one row and one cycle at a time.
+
+
+def literal(weight, mask, stats, refiner, block=None):
+    """The refined mask by lists, loops and the formulas alone."""
+    get = lambda name, neutral: getattr(refiner, name, neutral)  # noqa: E731
+    relative, alpha, p = get("relative", "none"), get("alpha", 1.0), get("p", 1.0)
+    gamma_grow, gamma_prune = get("gamma_grow", 0.0), get("gamma_prune", 0.0)
+    w, m, x = weight.tolist(), stats.input_mean.tolist(), stats.input_norm.tolist()
+    v = (stats.input_var_within if refiner.variance == "within" else stats.input_var).tolist()
+    n_rows, n = weight.shape
+    row_sum = [sum(abs(a) for a in row) for row in w]
+    column_sum = [sum(abs(row[j]) for row in w) for j in range(n)]
+    inverse = lambda a: 1 / a if a > 0 else 0.0  # noqa: E731
+    per_channel = [min(abs(m[j]) / max(v[j] ** refiner.power, torch.finfo(F64).tiny), math.sqrt(torch.finfo(F64).max)) for j in range(n)]
+
+    def norm(sizes):
+        return max(sizes, default=0.0) if p == math.inf else sum(a**p for a in sizes) ** (1 / p)
+
+    result = []
+    for i in range(n_rows):
+        start = mask[i].tolist()
+        k = [w[i][j] * (m[j] * (stats.n_tokens / stats.n_samples)) for j in range(n)]
+        d = [abs(w[i][j]) * (inverse(row_sum[i]) + inverse(column_sum[j])) for j in range(n)]
+        kept_sizes = {j: abs(w[i][j]) for j in range(n) if start[j]}
+
+        def grow_criterion(j, sign, i=i, k=k, d=d, kept_sizes=kept_sizes):
+            g = d[j] if relative in ("grow", "both") else abs(w[i][j])
+            term = math.copysign(g * per_channel[j], k[j]) * sign
+            return term + (gamma_grow * norm([*kept_sizes.values(), abs(w[i][j])]) if gamma_grow else 0.0)
+
+        def prune_criterion(j, i=i, d=d, kept_sizes=kept_sizes):
+            term = (d[j] if relative in ("prune", "both") else abs(w[i][j])) * x[j] ** alpha
+            return term + (gamma_prune * norm([a for q, a in kept_sizes.items() if q != j]) if gamma_prune else 0.0)
+
+        kept, used = list(start), set()
+        e = sum(k[j] for j in range(n) if not kept[j])
+        threshold = refiner.threshold * (abs(e) if refiner.threshold_scale == "initial" else 1.0)
+        for _ in range(refiner.max_cycles):
+            if not abs(e) > threshold:
+                break
+            sign = 1 if e > 0 else -1
+            prunable = [j for j in range(n) if kept[j] and j not in used and sign * k[j] < 0]
+            growable = [j for j in range(n) if not kept[j] and j not in used and sign * k[j] > 0]
+            if block:
+                growable = [j for j in growable if any(q // block == j // block for q in prunable)]
+            if not growable or not prunable:
+                break
+            grown = max(growable, key=lambda j: (grow_criterion(j, sign), -j))
+            if block:
+                prunable = [j for j in prunable if j // block == grown // block]
+            pruned = min(prunable, key=lambda j: (prune_criterion(j), j))
+            step = k[pruned] - k[grown]
+            if refiner.keep_sign and (e + step) * sign < 0:
+                break
+            kept[grown], kept[pruned] = True, False
+            used |= {grown, pruned}
+            e += step
+        result.append(kept)
+    return torch.tensor(result).view_as(mask)
+
+
+def random_case(seed, d_out, d_in, dtype=F64, pattern=None):
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=F64)  # noqa: E731
+    weight = draw(d_out, d_in) * draw(d_out, 1).exp()
+    scale = draw(d_in).exp()
+    mean, spread = scale * draw(d_in) / 2, scale * (draw(d_in) / 4).exp()
+    within, pooled = spread.square(), spread.square() * (1 + draw(d_in).square() / 8)
+    norm = (512 * (pooled + mean.square())).sqrt()
+    stats = LayerStats(*(t.to(dtype) for t in (norm, mean, pooled, within)), None, 512, 8)
+    weight = weight.to(dtype)
+    return weight, (pattern or Unstructured(0.6))(weight.abs() * stats.input_norm), stats
+
+
+def refiners():
+    """Every parameter away from its default at least once, alone and together."""
+    yield DSnoT()
+    yield DSnoT(variance="pooled", power=0.5)
+    yield DSnoT(power=0.0, threshold=0.0, max_cycles=200)
+    yield DSnoT(keep_sign=True)
+    yield DSnoT(threshold=0.2, threshold_scale="initial", max_cycles=4)
+    yield R2DSnoT()
+    for relative in refine.RELATIVE:
+        yield R2DSnoT(relative=relative, keep_sign=relative == "both")
+    for p in (0.5, 1.0, 2.0, math.inf):
+        yield R2DSnoT(gamma_grow=0.3, gamma_prune=2.0, p=p)
+    yield R2DSnoT(relative="grow", alpha=0.0, gamma_prune=0.5, power=2.0, max_cycles=7)
+
+
+@pytest.mark.parametrize("refiner", list(refiners()), ids=str)
+@pytest.mark.parametrize("pattern", [Unstructured(0.6), Unstructured(0.3, "layer"), NM(2, 4), NM(4, 8), NM(1, 4)], ids=str)
+def test_masks_equal_the_literal_loop(refiner, pattern):
+    moved = 0
+    for seed, (d_out, d_in) in enumerate([(6, 8), (8, 48), (10, 96)]):
+        weight, mask, stats = random_case(seed, d_out, d_in, pattern=pattern)
+        expected = literal(weight, mask, stats, refiner, pattern.m if isinstance(pattern, NM) else None)
+        refinement = refiner.run(weight, mask, stats, pattern)
+        assert torch.equal(refinement.mask, expected)
+        assert torch.equal(refiner(weight, mask, stats, pattern), expected)
+        differing = (expected != mask).sum(1)
+        assert refinement.n_rows == int((differing > 0).sum())
+        assert refinement.swaps == int(differing.sum()) // 2  # a swapped weight never moves again
+        assert refinement.cycles == int(differing.max()) // 2
+        moved += refinement.swaps
+    assert moved > 0
+
+
+def test_masks_equal_the_literal_loop_on_hundreds_of_rows():
+    weight, mask, stats = random_case(0, 400, 160)
+    for refiner in (DSnoT(), R2DSnoT(relative="both", keep_sign=True)):
+        assert torch.equal(refiner(weight, mask, stats), literal(weight, mask, stats, refiner))
+
+
+small = st.integers(-3, 3).map(float)
+
+
+@st.composite
+def exact_cases(draw):
+    """Small whole numbers: arithmetic without rounding, full of ties, zeros, dead channels and channels without variance."""
+    block = draw(st.sampled_from([None, None, 2, 4]))
+    d_out, d_in = draw(st.integers(1, 4)), draw(st.integers(1, 10)) * (block or 1)
+    column = lambda values: torch.tensor(draw(st.lists(values, min_size=d_in, max_size=d_in)), dtype=F64)  # noqa: E731
+    weight = torch.stack([column(small) for _ in range(d_out)])
+    mask = torch.stack([column(st.booleans()) for _ in range(d_out)]).bool()
+    mean, norm = column(small), column(st.integers(0, 4).map(float))
+    variances = column(st.sampled_from([0.0, 0.5, 1.0, 2.0])), column(st.sampled_from([0.0, 0.25, 1.0]))
+    common = {
+        "power": draw(st.sampled_from([0.0, 1.0])),
+        "variance": draw(st.sampled_from(["within", "pooled"])),
+        "threshold": draw(st.sampled_from([0.0, 0.5, 3.0])),
+        "threshold_scale": draw(st.sampled_from(["absolute", "initial"])),
+        "max_cycles": draw(st.sampled_from([0, 1, 2, 5, 50])),
+        "keep_sign": draw(st.booleans()),
+    }
+    own = {
+        "relative": draw(st.sampled_from(refine.RELATIVE)),
+        "alpha": draw(st.sampled_from([0.0, 1.0])),
+        "gamma_grow": draw(st.sampled_from([0.0, 0.5])),
+        "gamma_prune": draw(st.sampled_from([0.0, 2.0])),
+        "p": draw(st.sampled_from([1.0, math.inf])),
+    }
+    refiner = draw(st.sampled_from([DSnoT(**common), R2DSnoT(**common, **own)]))
+    return weight, mask, LayerStats(norm, mean, *variances, None, 8, 2), refiner, block
+
+
+@settings(max_examples=1000, deadline=None)
+@given(exact_cases())
+def test_ties_zeros_and_dead_channels_follow_the_literal_loop(case):
+    weight, mask, stats, refiner, block = case
+    pattern = NM(1, block) if block else None
+    assert torch.equal(refiner(weight, mask, stats, pattern), literal(weight, mask, stats, refiner, block))
+
+
+def test_many_ties_beyond_the_window_go_to_the_lower_index():
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randint(-2, 3, (40, 120), generator=g).to(F64)
+    mask = torch.rand(40, 120, generator=g) < 0.5
+    ones = torch.ones(120, dtype=F64)
+    stats = LayerStats(ones, ones, ones, ones, None, 4, 2)
+    for refiner in (DSnoT(max_cycles=3), DSnoT(), DSnoT(max_cycles=20, keep_sign=True)):
+        for pattern in (None, NM(2, 4)):
+            block = pattern and pattern.m
+            assert torch.equal(refiner(weight, mask, stats, pattern), literal(weight, mask, stats, refiner, block))
+
+
+def test_both_ways_to_select_agree(monkeypatch):
+    criterion = torch.randint(0, 30, (50, 200), generator=torch.Generator().manual_seed(0)).to(F64)
+    criterion[criterion > 25] = math.inf
+    criterion[:5, 12:] = math.inf
+    for width in (1, 10, 60, 198, 199, 500):
+        few = refine.lowest(criterion, width)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "get_num_threads", lambda: 64)
+            many = refine.lowest(criterion, width)
+        for values in zip(few, many, strict=True):
+            certain = few[1] if values[0].dim() == 2 else slice(None)
+            assert torch.equal(values[0][certain], values[1][certain])
+
+
+def test_parts_of_a_matrix_give_what_the_whole_gives(monkeypatch):
+    weight, mask, stats = random_case(1, 50, 64)
+    whole = R2DSnoT()(weight, mask, stats)
+    monkeypatch.setattr(refine, "PART", 7 * 64)
+    assert torch.equal(R2DSnoT()(weight, mask, stats), whole)
+
+
+# R2-DSnoT and DSnoT, counts, and the edges.
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.6), NM(2, 4)], ids=str)
+@pytest.mark.parametrize(
+    "common", [{}, {"keep_sign": True}, {"variance": "pooled", "power": 0.5, "max_cycles": 9, "threshold": 1.0}], ids=str
+)
+def test_neutral_r2dsnot_is_dsnot(pattern, common):
+    weight, mask, stats = random_case(2, 64, 128, torch.float32, pattern)
+    dsnot = DSnoT(**common)(weight, mask, stats, pattern)
+    assert torch.equal(R2DSnoT(**NEUTRAL, **common)(weight, mask, stats, pattern), dsnot)
+    assert not torch.equal(R2DSnoT(**common)(weight, mask, stats, pattern), dsnot)
+
+
+def with_gram(stats, d_in, seed=0):
+    x = torch.randn(4, 60, d_in, dtype=F64, generator=torch.Generator().manual_seed(seed)) + 0.3
+    acc = StatsAccumulator(d_in, 1, gram=True)
+    acc.update(x @ torch.randn(d_in, d_in, dtype=F64, generator=torch.Generator().manual_seed(1)))
+    return acc.finish().to(stats.input_norm.dtype)
+
+
+@pytest.mark.parametrize("name", REFINERS)
+@pytest.mark.parametrize("pattern", [None, Unstructured(0.6), Unstructured(0.7, "layer"), NM(2, 4), NM(3, 16)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_counts_stay(name, pattern, dtype):
+    weight, mask, stats = random_case(3, 40, 64, torch.float32, pattern)
+    stats = with_gram(stats, 64)
+    refined = REFINERS[name]()(weight.to(dtype), mask, stats, pattern)
+    assert torch.equal(refined.sum(1), mask.sum(1))
+    assert not torch.equal(refined, mask)
+    if isinstance(pattern, NM):
+        assert (refined.view(-1, pattern.m).sum(1) == pattern.n).all()
+
+
+@pytest.mark.parametrize("name", REFINERS)
+def test_no_cycles_return_the_start(name):
+    weight, mask, stats = random_case(4, 10, 40)
+    before = mask.clone()
+    refinement = REFINERS[name](max_cycles=0).run(weight, mask, with_gram(stats, 40))
+    assert torch.equal(refinement.mask, mask)
+    assert (refinement.n_rows, refinement.cycles, refinement.swaps) == (0, 0, 0)
+    assert refinement.error_before == refinement.error_after > 0
+    REFINERS[name]()(weight, mask, with_gram(stats, 40))
+    assert torch.equal(mask, before)  # never changed in place
+
+
+@pytest.mark.parametrize("refiner", [DSnoT(), R2DSnoT(), R2DSnoT(p=math.inf, relative="both"), ExactSwap()], ids=str)
+@pytest.mark.parametrize("pattern", [None, NM(2, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nothing_happens_where_nothing_can(refiner, pattern, dtype):
+    weight, mask, stats = random_case(5, 12, 24, dtype)
+    stats = with_gram(stats, 24)
+    zero = torch.zeros(24, dtype=dtype)
+    silent = LayerStats(zero, zero, zero, zero, None, 240, 4, torch.zeros(24, 24, dtype=dtype))
+    unseen = LayerStats(zero, zero, zero, zero, None, 0, 0, torch.zeros(24, 24, dtype=dtype))
+    for same in (torch.ones_like(mask), torch.zeros_like(mask)):
+        assert torch.equal(refiner(weight, same, stats, pattern), same)
+    for without in (silent, unseen):
+        assert torch.equal(refiner(weight, mask, without, pattern), mask)
+    dead = torch.zeros_like(weight)
+    assert torch.equal(refiner(dead, mask, stats, pattern), mask)
+
+
+def test_a_row_without_a_legal_candidate_stays():
+    ones = torch.ones(6, dtype=F64)
+    stats = LayerStats(ones, ones, ones, ones, None, 4, 1)
+    weight = torch.tensor([[1.0, 2, 3, 4, 5, 6], [1, 2, -3, 4, 5, 6]], dtype=F64)  # row 0 keeps nothing that brings e back
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]).bool()
+    refined = DSnoT()(weight, mask, stats)
+    assert torch.equal(refined[0], mask[0])
+    assert refined[1].tolist() == [False, True, False, True, True, True]
+    blocks = DSnoT()(weight, mask, stats, NM(1, 2))
+    assert torch.equal(blocks, mask)  # -3 is in another block
+
+
+@pytest.mark.parametrize("single", ["kept", "removed"])
+@pytest.mark.parametrize("refiner", [DSnoT(threshold=0.0), R2DSnoT(p=math.inf), R2DSnoT(p=2.0, relative="both")], ids=str)
+def test_a_single_kept_or_removed_weight(single, refiner):
+    weight, mask, stats = random_case(6, 40, 24)
+    one = torch.zeros_like(mask).scatter_(1, torch.arange(40)[:, None] % 24, True)
+    mask = one if single == "kept" else ~one
+    refined = refiner(weight, mask, stats)
+    assert torch.equal(refined, literal(weight, mask, stats, refiner))
+    assert torch.equal(refined.sum(1), mask.sum(1))
+    assert not torch.equal(refined, mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_channel_without_variance_grows_first(dtype):
+    weight, mask, stats = random_case(7, 30, 24, dtype)
+    variance = stats.input_var_within.clone()
+    variance[::3] = 0
+    stats = LayerStats(stats.input_norm, stats.input_mean, variance, variance, None, 512, 8)
+    refiner = DSnoT(max_cycles=1)
+    refined = refiner(weight, mask, stats)
+    k = weight * stats.input_mean
+    e = (k * ~mask).sum(1, keepdim=True)
+    could_grow = ((~mask) & (k * e > 0))[:, ::3].any(1)
+    grown = refined & ~mask
+    assert grown.any()
+    assert (grown[:, ::3].any(1) | ~could_grow | ~grown.any(1)).all()
+    if dtype == F64:
+        assert torch.equal(refined, literal(weight, mask, stats, refiner))
+
+
+def test_float32_differs_from_float64_in_few_rows():
+    """At most 2 % of rows: a row differs only if rounding changes a comparison of nearly equal criteria, or of e with its bound."""
+    weight, mask, stats = random_case(8, 1000, 256)
+    for refiner in (DSnoT(), R2DSnoT(relative="both")):
+        single = refiner(weight.float(), mask, stats.to(torch.float32))
+        assert (single != refiner(weight, mask, stats)).any(1).float().mean() <= 0.02
+
+
+def test_the_error_reported_is_that_of_the_masks():
+    weight, mask, stats = random_case(9, 40, 96)
+    refinement = DSnoT(keep_sign=True).run(weight, mask, stats)  # without it, |e| may end above where it began
+    error = lambda kept: ((weight * ~kept) @ (stats.input_mean * 64)).abs().mean().item()  # noqa: E731
+    assert refinement.error_before == pytest.approx(error(mask))
+    assert refinement.error_after == pytest.approx(error(refinement.mask))
+    assert refinement.error_after < refinement.error_before
+    assert set(refinement.summary()) == {"n_rows", "cycles", "swaps", "error_before", "error_after"}
+
+
+def test_a_relative_threshold_does_not_depend_on_the_scale():
+    weight, mask, stats = random_case(10, 60, 96)
+    scale = 2.0**12
+    scaled = LayerStats(
+        stats.input_norm * scale, stats.input_mean * scale, *[v * scale**2 for v in (stats.input_var, stats.input_var_within)], None, 512, 8
+    )
+    free, fixed = DSnoT(threshold_scale="initial"), DSnoT(threshold=5.0)
+    assert torch.equal(free(weight, mask, scaled), free(weight, mask, stats))
+    assert not torch.equal(fixed(weight, mask, scaled), fixed(weight, mask, stats))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "word"),
+    [
+        ({"relative": "growing"}, "grow"),
+        ({"variance": "sample"}, "variance"),
+        ({"threshold_scale": "relative"}, "threshold_scale"),
+        ({"linears": "atention"}, "attention"),
+        ({"alpha": -1.0}, "alpha"),
+        ({"power": math.nan}, "power"),
+        ({"gamma_grow": math.inf}, "gamma_grow"),
+        ({"gamma_prune": -0.1}, "gamma_prune"),
+        ({"threshold": -0.1}, "threshold"),
+        ({"p": 0.0}, "p of"),
+        ({"max_cycles": -1}, "max_cycles"),
+    ],
+)
+def test_a_bad_hyperparameter_is_named(kwargs, word):
+    for cls in (DSnoT, R2DSnoT, ExactSwap):
+        if set(kwargs) <= set(cls.__dataclass_fields__):
+            with pytest.raises(UserError, match=word):
+                cls(**kwargs)
+
+
+@pytest.mark.parametrize("name", REFINERS)
+def test_a_pattern_that_does_not_divide_the_row_is_refused(name):
+    weight, mask, stats = random_case(11, 4, 10)
+    with pytest.raises(UserError, match="divides"):
+        REFINERS[name]()(weight, mask, with_gram(stats, 10), NM(2, 4))
+
+
+def test_uses_names_what_is_read():
+    assert DSnoT().uses == ("input_norm", "input_mean", "input_var_within")
+    assert R2DSnoT(variance="pooled").uses == ("input_norm", "input_mean", "input_var")
+    assert ExactSwap.uses == ("gram",)
+
+
+# ExactSwap.
+
+
+def quadratic(weight, mask, x):
+    return (x @ (weight * ~mask).T).square().sum(0)
+
+
+def gram_case(seed, d_out, d_in, tokens=50, dtype=F64):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, d_in, generator=g, dtype=F64) @ torch.randn(d_in, d_in, generator=g, dtype=F64) + 0.5
+    weight = torch.randn(d_out, d_in, generator=g, dtype=F64)
+    acc = StatsAccumulator(d_in, d_out, gram=True)
+    acc.update(x)
+    return weight.to(dtype), x, acc.finish().to(dtype)
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.6), NM(2, 4), NM(1, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_exact_swap_never_raises_its_objective(pattern, dtype):
+    weight, x, stats = gram_case(0, 60, 32, dtype=dtype)
+    mask = pattern(weight.abs() * stats.input_norm)
+    last = quadratic(weight.double(), mask, x)
+    start, rounding = last, 1 + 100 * torch.finfo(dtype).eps
+    for cycles in (1, 2, 5, 25, 200):
+        refinement = ExactSwap(max_cycles=cycles).run(weight, mask, stats, pattern)
+        now = quadratic(weight.double(), refinement.mask, x)
+        assert (now <= last * rounding).all()
+        assert refinement.error_before == pytest.approx(start.mean().item(), rel=1e-5)
+        assert refinement.error_after == pytest.approx(now.mean().item(), rel=1e-4)
+        assert refinement.cycles <= cycles
+        last = now
+    assert last.sum() < 0.9 * start.sum()
+
+
+@pytest.mark.parametrize("block", [None, 4, 2])
+def test_exact_swap_against_brute_force_over_all_pairs(block):
+    for seed in range(10):
+        weight, x, stats = gram_case(seed, 8, 8)
+        pattern = NM(block // 2, block) if block else Unstructured(0.5)
+        mask = pattern(weight.abs() * stats.input_norm)
+        refined = ExactSwap(max_cycles=1)(weight, mask, stats, pattern)
+        for w, start, end in zip(weight, mask, refined, strict=True):
+
+            def cost(kept, w=w, x=x):
+                return quadratic(w[None], kept[None], x).item()
+
+            def grown(k, start=start):
+                return start | (torch.arange(8) == k)
+
+            pairs = [
+                (cost(grown(k) & (torch.arange(8) != j)), k, j)
+                for k, j in itertools.product((~start).nonzero().flatten().tolist(), start.nonzero().flatten().tolist())
+                if not block or k // block == j // block
+            ]
+            if not block:  # the best weight to grow comes first, alone
+                best = min((~start).nonzero().flatten().tolist(), key=lambda k: cost(grown(k)))
+                pairs = [pair for pair in pairs if pair[1] == best]
+            lowest, k, j = min(pairs)
+            if lowest < cost(start):
+                assert (end ^ start).nonzero().flatten().tolist() == sorted((k, j))
+            else:
+                assert torch.equal(end, start)
+
+
+def test_exact_swap_goes_on_until_no_swap_of_its_kind_is_left():
+    weight, _, stats = gram_case(1, 30, 24)
+    mask = Unstructured(0.6)(weight.abs())
+    done = ExactSwap(max_cycles=1000).run(weight, mask, stats)
+    assert done.cycles < 1000
+    assert torch.equal(ExactSwap(max_cycles=1)(weight, done.mask, stats), done.mask)
+    assert done.n_rows == int((done.mask != mask).any(1).sum())
+
+
+def test_exact_swap_in_parts_and_without_a_gram_matrix(monkeypatch):
+    weight, _, stats = gram_case(2, 30, 24)
+    mask = Unstructured(0.6)(weight.abs())
+    whole = ExactSwap()(weight, mask, stats)
+    monkeypatch.setattr(swap, "PART", 5 * 24)
+    assert torch.equal(ExactSwap()(weight, mask, stats), whole)
+    with pytest.raises(UserError, match="gram=True"):
+        ExactSwap()(weight, mask, random_case(0, 30, 24)[2])
+
+
+# The Gram matrix.
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_gram_matrix_is_exact_and_merges(dtype):
+    x = (torch.randn(6, 20, 12, generator=torch.Generator().manual_seed(0), dtype=F64) + 1).to(dtype)
+    parts = [StatsAccumulator(12, 3, gram=True) for _ in range(3)]
+    parts[0].update(x[:1])
+    parts[1].update(x[1:4])
+    parts[2].update(x[4:, :7])
+    parts[2].add(Moments.of(x[4:, 7:], gram=True), dtype)
+    for part in parts[1:]:
+        parts[0].merge(part)
+    stats = parts[0].finish()
+    flat = x.double().flatten(0, 1)
+    torch.testing.assert_close(stats.gram.double(), flat.T @ flat, rtol=1e-5, atol=1e-4)
+    assert stats.gram.dtype == (F64 if dtype == F64 else torch.float32)
+    torch.testing.assert_close(stats.gram.diagonal().sqrt(), stats.input_norm)
+
+
+def test_the_gram_matrix_is_there_only_if_asked_for():
+    x = torch.randn(2, 5, 12)
+    with_it, without = StatsAccumulator(12, 3, gram=True), StatsAccumulator(12, 3)
+    with_it.update(x)
+    without.update(x)
+    assert without.finish().gram is None
+    assert with_it.finish().gram.nbytes == 4 * 12**2
+    assert StatsAccumulator(12, 3, gram=True).finish().gram.count_nonzero() == 0
+    with pytest.raises(ValueError, match=r"X\^T X"):
+        with_it.merge(without)
+    with pytest.raises(ValueError, match=r"X\^T X"):
+        without.add(Moments.of(x, gram=True))
