@@ -58,20 +58,20 @@ def relative_importance(
     if row is None or column is None:
         r_1, c_1 = row_column_norms(weight)
         row, column = r_1 if row is None else row, c_1 if column is None else column
-    if _tiny(row) or _tiny(column):  # a reciprocal could overflow where |W| / norm does not
+    if float(torch.minimum(row.amin(), column.amin())) < torch.finfo(row.dtype).tiny ** 0.5:
+        # Something is dead, or so small that its reciprocal could overflow where |W| / norm does not.
         by_column, by_row = _quotient(weight, column), _quotient(weight, row[:, None])
         scores = by_column * (1 if a is None else a) + by_row * (1 if b is None else b[:, None])
         return scores if factor is None else scores * factor
-    row, column = safe_reciprocal(row), safe_reciprocal(column)
-    row, column = row if b is None else row * b, column if a is None else column * a
+    row, column = row.reciprocal() if b is None else b / row, column.reciprocal() if a is None else a / column
     scale = column + row[:, None] if factor is None else torch.addcmul(column * factor, row[:, None], factor)
     return scale.mul_(weight).abs_()  # scale >= 0
 
 
 def root_sum_of_squares(row: Rows, column: Columns) -> Scores:
     """sqrt(column[j]^2 + row[i]^2), without overflow or underflow."""
-    both, info = torch.cat([row, column]), torch.finfo(row.dtype)
-    if bool(((both == 0) | ((both > (info.tiny / info.eps) ** 0.5) & (both < info.max**0.5 / 2))).all()):
+    (smallest, largest), info = torch.cat([row, column]).aminmax(), torch.finfo(row.dtype)
+    if smallest > (info.tiny / info.eps) ** 0.5 and largest < info.max**0.5 / 2:
         return (column.square() + row.square()[:, None]).sqrt_()
     return torch.hypot(column, row[:, None])  # three times as slow
 
@@ -151,8 +151,8 @@ def _powers(weight: Weight, p: float) -> Weight:
     """|W|^p, or |W| where p is infinite: an elementwise power and a sum are several times as fast as `torch.linalg.vector_norm`."""
     if math.isnan(p) or p <= 0:
         raise ValueError(f"p of an lp norm must be positive (inf is allowed), not {p}")
-    if p == 4:
-        return weight.square().square_()
+    if p in (2, 4):
+        return weight.square() if p == 2 else weight.square().square_()
     return weight.abs() if p in (1, math.inf) else weight.abs().pow_(p)
 
 
@@ -163,16 +163,13 @@ def _norm(weight: Weight, powers: Weight, p: float, dim: int) -> Float[Tensor, "
     if p == 1:
         return total
     info = torch.finfo(total.dtype)
-    if not bool(((total > info.tiny * powers.shape[dim] / info.eps) & (total < math.inf)).all()):
+    smallest, largest = total.aminmax()
+    if smallest <= info.tiny * powers.shape[dim] / info.eps or largest == math.inf:
         # Some powers over- or underflow (or the line is dead): measure each line in units of its largest entry.
         unit = weight.abs().amax(dim, keepdim=True)
         total = _powers(torch.where(unit > 0, weight / unit, 0), p).sum(dim)
         return total.pow(1 / p) * unit.squeeze(dim)
     return total.pow(1 / p)
-
-
-def _tiny(norm: Float[Tensor, " n"]) -> bool:
-    return bool(((norm > 0) & (norm < torch.finfo(norm.dtype).tiny ** 0.5)).any())
 
 
 def _quotient(weight: Weight, norm: Tensor) -> Scores:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -10,7 +10,7 @@ T = TypeVar("T")
 FILE = "SYMPRUNE_PROGRESS"  # a notebook's kernel reports through the file that this variable names
 
 
-def track(items: Iterable[T], description: str, enabled: bool) -> Iterator[T]:
+def track(items: Iterable[T], description: str, enabled: bool) -> Iterable[T]:
     """The items, with a progress bar on stderr if enabled."""
     from tqdm import tqdm
 

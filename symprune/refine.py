@@ -128,12 +128,13 @@ class R2DSnoT:
         refined, cycles = mask.clone(), torch.zeros(d_out, dtype=torch.long, device=weight.device)
         before, after = torch.zeros(2, d_out, dtype=criteria.weight.dtype, device=weight.device)
         # A window on the best candidates of both signs together decides nearly every row: only what it leaves open is sorted.
-        rows, width = torch.arange(d_out, device=weight.device), self.max_cycles * 5 // 4 + 16
+        rows, width = torch.arange(d_out, device=weight.device), min(self.max_cycles * 5 // 4 + 16, d_in)
         while len(rows):
-            swaps = Swaps.cat(swap_lists(*criteria(part), width, self.max_cycles, block) for part in rows.split(max(1, PART // d_in)))
+            settings = {"sums": criteria.sums, "width": width, "length": self.max_cycles, "block": block}
+            swaps = Swaps.cat(swap_lists(*criteria(part), **settings) for part in rows.split(max(1, PART // d_in)))
             scale = swaps.error.abs() if self.threshold_scale == "initial" else torch.ones_like(swaps.error)
             taken, error, dry = walk(swaps, self.threshold * scale, self.max_cycles, self.keep_sign)
-            undecided = dry & swaps.open
+            undecided = dry if width < d_in else torch.zeros_like(dry)
             row, t = (taken & ~undecided[:, None]).nonzero(as_tuple=True)
             refined[rows[row], swaps.grow[row, t]] = True
             refined[rows[row], swaps.prune[row, t]] = False
@@ -165,8 +166,8 @@ class Criteria:
     sums: Float[Tensor, " d_in"]
     by_grow: Float[Tensor, " d_in"]
     by_prune: Float[Tensor, " d_in"]
-    of_row: Float[Tensor, " d_out"]
-    of_column: Float[Tensor, " d_in"]
+    of_row: Float[Tensor, " d_out"] | None  # of relative importance, where it is asked for
+    of_column: Float[Tensor, " d_in"] | None
 
     @classmethod
     def of(cls, refiner: R2DSnoT, weight: Weight, mask: Mask, stats: LayerStats) -> "Criteria":
@@ -174,71 +175,125 @@ class Criteria:
         finite = torch.finfo(weight.dtype)
         # No variance, no doubt: such a channel grows first, by a factor so capped that no criterion overflows.
         by_grow = (mean.abs() / variance.pow(refiner.power).clamp(min=finite.tiny)).clamp(max=math.sqrt(finite.max))
-        sums = mean * (stats.n_tokens / max(stats.n_samples, 1))
-        importance = safe_reciprocal(row_norm(weight)), safe_reciprocal(column_norm(weight))
+        sums = mean * (stats.n_tokens / max(stats.n_samples, 1)) * (norm > 0)
+        none = refiner.relative == "none"
+        importance = (None, None) if none else (safe_reciprocal(row_norm(weight)), safe_reciprocal(column_norm(weight)))
         return cls(refiner, weight, mask, sums, by_grow, norm.pow(refiner.alpha), *importance)
 
     def __call__(self, rows: Int[Tensor, " rows"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """k [rows, d_in], e [rows], and the two criteria [2, rows, d_in]: lowest first, inf for what is not a candidate."""
+        """W, e, and the criteria to grow (0: not a candidate, else negative) and to prune (inf, else positive): lowest first."""
         refiner, weight, mask = self.refiner, self.weight[rows], self.mask[rows]
-        # Arithmetic on 0 and 1 instead of torch.where, which is ten times as slow on a CPU; channels without k are nobody's candidate.
+        # Arithmetic on 0 and 1 instead of torch.where, which is ten times as slow on a processor.
         alive = (self.sums != 0).to(weight.dtype)
-        kept = mask * alive
+        kept = mask.view(torch.uint8).to(weight.dtype).mul_(alive)
         removed = alive - kept
         size = weight.abs()
-        relative = size * (self.of_row[rows, None] + self.of_column) if refiner.relative != "none" else size
-        criteria = torch.empty(2, *weight.shape, dtype=weight.dtype, device=weight.device)
-        torch.mul(relative if refiner.relative in ("grow", "both") else size, -self.by_grow, out=criteria[0])
-        torch.mul(relative if refiner.relative in ("prune", "both") else size, self.by_prune, out=criteria[1])
+        relative = size * (self.of_row[rows, None] + self.of_column) if self.of_row is not None else size
+        grow = (relative if refiner.relative in ("grow", "both") else size) * -self.by_grow
+        prune = (relative if refiner.relative in ("prune", "both") else size) * self.by_prune
         if refiner.gamma_grow:
-            criteria[0] -= refiner.gamma_grow * norm_with(size, mask, refiner.p)
+            grow -= refiner.gamma_grow * norm_with(size, mask, refiner.p)
         if refiner.gamma_prune:
-            criteria[1] += refiner.gamma_prune * norm_without(size, mask, refiner.p)
-        error = torch.mul(weight, removed) @ self.sums
-        criteria[0] += removed.reciprocal_().sub_(1)
-        criteria[1] += kept.reciprocal_().sub_(1)
-        return weight, self.sums, error, criteria
+            prune += refiner.gamma_prune * norm_without(size, mask, refiner.p)
+        error = torch.mul(weight, removed, out=size) @ self.sums
+        return weight, error, grow.mul_(removed), prune.add_(kept.reciprocal_().sub_(1))
 
 
 @dataclass(frozen=True)
 class Swaps:
-    """The swaps of each row in order: columns [0, L) for e > 0 and [L, 2 L) for e < 0, change 0 where there is none.
-
-    open: the lists of this row may end although the row holds more candidates.
-    """
+    """The swaps of each row in order: columns [0, L) for e > 0 and [L, 2 L) for e < 0, change 0 where there is none."""
 
     grow: Int[Tensor, "rows swaps"]
     prune: Int[Tensor, "rows swaps"]
     change: Float[Tensor, "rows swaps"]  # of e, k[pruned] - k[grown]
     error: Float[Tensor, " rows"]
-    open: Bool[Tensor, " rows"]
 
     @classmethod
     def cat(cls, parts: Iterable["Swaps"]) -> "Swaps":
         return cls(*map(torch.cat, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
-def swap_lists(weight: Tensor, sums: Tensor, error: Tensor, criteria: Tensor, width: int, length: int, block: int | None) -> Swaps:
-    """The first `length` swaps of each row for either sign of e, from the `width` best candidates."""
-    n_kinds = 2 if block is None else 1
-    index, certain, more = zip(*(lowest(criterion, width) for criterion in criteria[:n_kinds]), strict=True)
-    index, certain, more = torch.stack(index), torch.stack(certain), torch.stack(more).any(0)
-    k = weight.expand(n_kinds, -1, -1).gather(2, index) * sums[index]
+def swap_lists(
+    weight: Tensor, error: Tensor, grow: Tensor, prune: Tensor, *, sums: Tensor, width: int, length: int, block: int | None
+) -> Swaps:
+    """The first `length` swaps of each row for either sign of e, or as many of them as its `width` best candidates tell."""
+    index, criterion = candidates(grow, width)
+    k = weight.gather(1, index) * sums[index]
+    partners = None
     if block is not None:
-        partner, found = block_partners(weight, sums, criteria, index[0], k[0], block)
-        index, certain = torch.stack((index[0], partner)), certain & found
-        k = torch.stack((k[0], weight.gather(1, partner) * sums[partner]))
-    # The swap for e > 0 grows k > 0 and prunes k < 0; each candidate's place is its rank among those of its own sign.
-    helps = k * k.new_tensor((1, -1)).view(2, 1, 1)
-    up, down = certain & (helps > 0), certain & (helps < 0)
-    rank_up, rank_down = up.cumsum(2) - 1, down.cumsum(2) - 1
-    nowhere = 2 * length
-    place = torch.where(up & (rank_up < length), rank_up, nowhere)
-    place = torch.where(down & (rank_down < length), rank_down + length, place)
-    shape = (2, len(error), 2 * length + 1)
-    chosen = index.new_zeros(shape).scatter_(2, place, index)[..., :-1]
-    k = k.new_zeros(shape).scatter_(2, place, k)[..., :-1]
-    return Swaps(*chosen, (k[1] - k[0]) * (k != 0).all(0), error, more)
+        partners, found = block_partners(weight, sums, grow, prune, index, k, block)
+        criterion = criterion * found
+    in_order = best_first if width < grow.shape[1] else best_first_of_all
+    place, grown = in_order(criterion, k.sign(), length, sinks=True)
+    if partners is None:
+        others, criterion = candidates(prune, width)
+        other_place, pruned = in_order(criterion, -(weight.gather(1, others) * sums[others]).sign(), length, sinks=False)
+        found, other = grown & pruned, others.gather(1, other_place)
+    else:
+        found, other = grown, partners.gather(1, place)
+    index = index.gather(1, place)
+    change = weight.gather(1, other) * sums[other] - k.gather(1, place)
+    return Swaps(index, other, change * found, error)
+
+
+def candidates(criterion: Float[Tensor, "rows d_in"], width: int) -> tuple[Int[Tensor, "rows n"], Float[Tensor, "rows n"]]:
+    """Where each row's `width` lowest are, in any order, and their values; all of them in order if it has no more."""
+    if width >= criterion.shape[1]:
+        return torch.arange(criterion.shape[1], device=criterion.device).expand_as(criterion), criterion
+    if numpy_is_faster(criterion):
+        index = torch.from_numpy(np.argpartition(criterion.numpy(), width - 1, axis=1)[:, :width].copy())
+    else:
+        index = criterion.topk(width, dim=1, largest=False, sorted=False).indices
+    return index, criterion.gather(1, index)
+
+
+def best_first(
+    criterion: Float[Tensor, "rows n"], sign: Float[Tensor, "rows n"], length: int, *, sinks: bool
+) -> tuple[Int[Tensor, "rows swaps"], Bool[Tensor, "rows swaps"]]:
+    """Where the best `length` of sign + and then those of sign - are, best first, and in which of these places there is one.
+
+    sinks: the criterion is negative (grow), not positive (prune). The lists end before the first of equals and before the worst
+    value, for a selection may have ended among equals, and orders them anyhow.
+    """
+    n = criterion.shape[1]
+    value = criterion.clamp(max=torch.finfo(criterion.dtype).max) * sign
+    order = torch.from_numpy(np.argsort(value.numpy(), axis=1)) if numpy_is_faster(value) else value.argsort(dim=1)
+    value = value.gather(1, order)
+    bound = criterion.amax(dim=1)
+    equal = value[:, 1:] == value[:, :-1]
+    row = equal.any(dim=1).nonzero().squeeze(1)
+    if len(row):
+        equals = torch.where(equal[row], value[row, 1:].abs() * (-1 if sinks else 1), math.inf)
+        bound[row] = torch.minimum(bound[row], equals.amin(dim=1))
+    bound = bound[:, None]
+    below, above = (value < bound).sum(1, keepdim=True), (value > -bound).sum(1, keepdim=True)
+    if sinks:  # sorted, the best of sign + come first and the best of sign - last
+        first, last, n_up, n_down = 0, n - 1, below, above
+    else:  # here both begin in the middle
+        first, last = (value <= 0).sum(1, keepdim=True), (value < 0).sum(1, keepdim=True) - 1
+        n_up, n_down = below - first, above - (n - 1 - last)
+    t = torch.arange(length, device=order.device)
+    place = torch.cat(((first + t).expand_as(t + below), (last - t).expand_as(t + below)), dim=1).clamp_(0, n - 1)
+    return order.gather(1, place), torch.cat((t < n_up, t < n_down), dim=1)
+
+
+def best_first_of_all(
+    criterion: Float[Tensor, "rows d_in"], sign: Float[Tensor, "rows d_in"], length: int, *, sinks: bool
+) -> tuple[Int[Tensor, "rows swaps"], Bool[Tensor, "rows swaps"]]:
+    """`best_first` without its doubts: every row sorted in full, equals by lower index."""
+    order = criterion.argsort(dim=1, stable=True)
+    sign = (sign * (criterion < (0 if sinks else math.inf))).gather(1, order)
+    nowhere = torch.full_like(order, 2 * length)
+    for side, start in ((sign > 0, 0), (sign < 0, length)):
+        rank = side.cumsum(1) - 1
+        nowhere = torch.where(side & (rank < length), rank + start, nowhere)
+    place = order.new_full((len(order), 2 * length + 1), -1).scatter_(1, nowhere, order)[:, :-1]
+    return place.clamp(min=0), place >= 0
+
+
+def numpy_is_faster(values: Tensor) -> bool:
+    """On few threads numpy's vectorised selection and sort are several times as fast as torch's."""
+    return values.device.type == "cpu" and torch.get_num_threads() <= 4
 
 
 def walk(
@@ -267,42 +322,20 @@ def walk(
     return taken.flatten(1), error, (n_swaps > found.sum(2, keepdim=True)).any(1).squeeze(1)
 
 
-def lowest(criterion: Float[Tensor, "rows d_in"], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's `width` lowest in order of (criterion, index), whether each is certain, whether the row has finite ones beyond.
-
-    Uncertain are the infinite, and those that equal the first one left out: which of them comes first is not decided here.
-    """
-    if width + 1 >= criterion.shape[1]:
-        values, index = criterion.sort(dim=1, stable=True)
-        return index, values.isfinite(), torch.zeros_like(index[:, 0], dtype=torch.bool)
-    if criterion.is_cuda or torch.get_num_threads() > 4:
-        index = criterion.topk(width + 1, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
-        values, order = criterion.gather(1, index).sort(dim=1, stable=True)
-        index = index.gather(1, order)
-    else:  # on few threads numpy selects three times as fast as torch
-        keys = criterion.numpy()
-        index = np.sort(np.argpartition(keys, width, axis=1)[:, : width + 1], axis=1)
-        values = np.take_along_axis(keys, index, axis=1)
-        order = np.argsort(values, axis=1, kind="stable")
-        index, values = (torch.from_numpy(np.take_along_axis(x, order, axis=1)) for x in (index, values))
-    last = values[:, -1:]
-    return index[:, :-1], values[:, :-1] < last, last.squeeze(1).isfinite()
-
-
 def block_partners(
-    weight: Tensor, sums: Tensor, criteria: Tensor, grown: Int[Tensor, "rows n"], k: Float[Tensor, "rows n"], block: int
+    weight: Tensor, sums: Tensor, grow: Tensor, prune: Tensor, grown: Int[Tensor, "rows n"], k: Float[Tensor, "rows n"], block: int
 ) -> tuple[Int[Tensor, "rows n"], Bool[Tensor, "rows n"]]:
     """The weight pruned for each one grown, and whether there is one: the t-th grown of a block and sign takes the t-th that it offers."""
     members = (grown - grown % block)[..., None] + torch.arange(block, device=grown.device)  # [rows, n, block]
     flat = members.flatten(1)
     helps = (weight.gather(1, flat) * sums[flat]).view(members.shape) * k[..., None]
-    grow, prune = (criterion.gather(1, flat).view(members.shape) for criterion in criteria)
-    own = criteria[0].gather(1, grown)[..., None]
-    before = (helps > 0) & ((grow < own) | ((grow == own) & (members < grown[..., None])))
-    offered = torch.where(helps < 0, prune, math.inf)
-    turn = before.sum(2, keepdim=True)
-    partner = members.gather(2, offered.argsort(dim=2, stable=True).gather(2, turn))
-    return partner.squeeze(2), offered.isfinite().sum(2) > turn.squeeze(2)
+    rivals, offers = (criterion.gather(1, flat).view(members.shape) for criterion in (grow, prune))
+    own = grow.gather(1, grown)[..., None]
+    earlier = (helps > 0) & ((rivals < own) | ((rivals == own) & (members < grown[..., None])))
+    offers = torch.where(helps < 0, offers, math.inf)
+    turn = earlier.sum(2, keepdim=True)
+    partner = members.gather(2, offers.argsort(dim=2, stable=True).gather(2, turn))
+    return partner.squeeze(2), offers.isfinite().sum(2) > turn.squeeze(2)
 
 
 def norm_with(size: Tensor, mask: Mask, p: float) -> Tensor:

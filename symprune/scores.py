@@ -32,7 +32,7 @@ class Magnitude:
 
     uses: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
+    def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
         return _working(weight).abs()
 
 
@@ -101,7 +101,7 @@ class Symmetric:
     squared: bool = False
     uses: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
+    def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
         weight = _working(weight)
         row, column = row_column_norms(weight, p=2.0)
         combined = root_sum_of_squares(row, column) if self.squared else column + row[:, None]
@@ -117,7 +117,7 @@ class RI:
 
     uses: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
+    def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
         return relative_importance(_working(weight))
 
 
@@ -139,7 +139,7 @@ class RIA:
     def uses(self) -> tuple[str, ...]:
         return _uses(self.alpha)
 
-    def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
+    def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
         weight = _working(weight)
         return relative_importance(weight, factor=_activations(weight, stats, self.alpha))
 
@@ -166,7 +166,7 @@ class LpNorm:
     def uses(self) -> tuple[str, ...]:
         return _uses(self.alpha)
 
-    def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
+    def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
         weight = _working(weight)
         return relative_importance(weight, *row_column_norms(weight, self.p), _activations(weight, stats, self.alpha))
 
@@ -198,7 +198,7 @@ class StochRIA:
     def uses(self) -> tuple[str, ...]:
         return _uses(self.alpha)
 
-    def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
+    def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
         weight = _working(weight)
         row, column = sampled_norms(weight, self.beta, self.sampling, self.seed)
         scores = relative_importance(weight, row, column, _activations(weight, stats, self.alpha))
@@ -259,7 +259,7 @@ def _outputs(weight: Weight, stats: LayerStats, score: object) -> Float[Tensor, 
     return stats.output_norm.to(weight)
 
 
-def _activations(weight: Weight, stats: LayerStats, alpha: float) -> Float[Tensor, " d_in"] | None:
+def _activations(weight: Weight, stats: LayerStats | None, alpha: float) -> Float[Tensor, " d_in"] | None:
     """x^alpha, or None for alpha = 0: then activations are not read at all."""
     return None if alpha == 0 else _inputs(weight, stats).pow(alpha)
 

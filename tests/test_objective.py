@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from test_scores import CASES
 from torch import Tensor
 
 from symprune.norms import row_column_norms
@@ -19,7 +20,6 @@ from symprune.objective import (
 )
 from symprune.scores import RI, SCORES, LpNorm
 from symprune.stats import LayerStats, StatsAccumulator
-from tests.test_scores import CASES
 
 IDENTITIES = [
     pytest.param(score, build, id=f"{score!r} {construction}")

@@ -1,0 +1,188 @@
+"""The loop over decoder layers against the same thing written out, on tiny models; counts exact everywhere."""
+
+import copy
+import math
+
+import pytest
+import tiny
+import torch
+
+from symprune import NM, RIA, SCORES, DSnoT, Magnitude, R2DSnoT, Recipe, Unstructured, UserError, Wanda, perplexity, prune
+from symprune.calibrate import gather
+from symprune.models import decoder_layers, named_linears, role, weight_view
+from symprune.refine import REFINERS
+
+PATTERNS = [Unstructured(0.5), Unstructured(0.6, "layer"), NM(2, 4), NM(4, 8)]
+
+
+def wanda_layer_by_layer(model, windows, sparsity):
+    """Sequential Wanda as its paper says, with whole forwards of the partly pruned model instead of a runner."""
+    for index, layer in enumerate(decoder_layers(model)):
+        linears = {name: m for name, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+        seen = {name: [] for name in linears}
+        handles = [m.register_forward_hook(lambda _, args, __, n=name: seen[n].append(args[0][0])) for name, m in linears.items()]
+        with torch.no_grad():
+            for window in windows:
+                model(input_ids=window[None], use_cache=False)
+        for handle in handles:
+            handle.remove()
+        for name, linear in linears.items():
+            norm = torch.cat(seen[name]).double().norm(dim=0).float()
+            scores = linear.weight.data.abs() * norm
+            n_removed = math.floor(sparsity * scores.shape[1])
+            linear.weight.data.scatter_(1, scores.sort(dim=1, stable=True).indices[:, :n_removed], 0)
+        assert index < len(decoder_layers(model))
+    return model
+
+
+def test_pruned_propagation_is_wanda_with_whole_forwards():
+    model, windows = tiny.model(), tiny.windows(5)
+    expected = wanda_layer_by_layer(copy.deepcopy(model), windows, 0.5)
+    prune(model, windows, Recipe(Wanda(), Unstructured(0.5)))
+    for name, linear in named_linears(model).items():
+        assert torch.equal(linear.weight, dict(named_linears(expected))[name].weight), name
+
+
+def test_dense_propagation_scores_every_linear_on_the_dense_model():
+    model, windows = tiny.model(), tiny.windows(5)
+    stats, dense = gather(model, windows, {"input_norm"}), copy.deepcopy(model)
+    report = prune(model, windows, Recipe(RIA(), Unstructured(0.6)), propagate="dense", keep_masks=True)
+    for name, linear in named_linears(dense).items():
+        mask = Unstructured(0.6)(RIA()(weight_view(linear), stats[name]))
+        assert torch.equal(report.masks[name], mask)
+        assert torch.equal(dict(named_linears(model))[name].weight, linear.weight * mask)
+
+
+def test_statistics_gathered_once_serve_many_recipes():
+    model, windows = tiny.model(), tiny.windows(5)
+    stats = gather(model, windows, {"input_norm"})
+    for recipe in (Recipe(Wanda(), Unstructured(0.5)), Recipe(RIA(), NM(2, 4))):
+        a, b = copy.deepcopy(model), copy.deepcopy(model)
+        prune(a, stats, recipe, propagate="dense")
+        prune(b, windows, recipe, propagate="dense")
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_every_family_and_pattern_loses_exactly_what_was_asked(family, pattern):
+    model = tiny.model(family)
+    dense = copy.deepcopy(model)
+    report = prune(model, tiny.windows(2), Recipe(RIA(), pattern), keep_masks=True)
+    linears = named_linears(model)
+    assert list(report.masks) == list(linears)
+    for name, linear in linears.items():
+        mask, weight = report.masks[name], weight_view(linear)
+        d_out, d_in = weight.shape
+        if isinstance(pattern, NM):
+            assert (mask.reshape(-1, pattern.m).sum(1) == pattern.n).all()
+        elif pattern.group == "output":
+            assert (mask.sum(1) == d_in - math.floor(pattern.sparsity * d_in)).all()
+        else:
+            assert mask.sum() == d_out * d_in - math.floor(pattern.sparsity * d_out * d_in)
+        assert not weight[~mask].any()
+        assert torch.equal(weight[mask], weight_view(named_linears(dense)[name])[mask])
+    before, pruned = dict(dense.named_parameters()), {f"{name}.weight" for name in linears}
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name not in pruned)
+
+
+@pytest.mark.parametrize("score", [cls() for cls in SCORES.values()], ids=list(SCORES))
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+def test_every_score_runs_through_the_pipeline(score, propagate):
+    model = tiny.model()
+    report = prune(model, tiny.windows(3), Recipe(score, Unstructured(0.5)), propagate)
+    assert report.sparsity == 0.5
+    assert math.isfinite(perplexity(model, tiny.windows(2, seed=9)))
+
+
+@pytest.mark.parametrize("refine", [cls() for cls in REFINERS.values()], ids=list(REFINERS))
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
+def test_every_refiner_keeps_the_counts_of_the_pattern(refine, pattern):
+    report = prune(tiny.model(), tiny.windows(3), Recipe(Wanda(), pattern, refine), keep_masks=True)
+    for mask in report.masks.values():
+        blocks = mask.reshape(-1, pattern.m if isinstance(pattern, NM) else mask.shape[1])
+        assert (blocks.sum(1) == blocks.shape[1] // 2).all()
+    assert all(linear.refined for linear in report.linears)
+
+
+@pytest.mark.parametrize("linears", ["attention", "mlp"])
+def test_a_refiner_can_be_kept_to_one_kind_of_linear(linears):
+    model, windows = tiny.model(), tiny.windows(3)
+    plain = prune(copy.deepcopy(model), windows, Recipe(Wanda(), Unstructured(0.5)), "dense", keep_masks=True)
+    refined = prune(model, windows, Recipe(Wanda(), Unstructured(0.5), R2DSnoT(linears=linears)), "dense", keep_masks=True)
+    changed = {role(name) for name, mask in refined.masks.items() if not torch.equal(mask, plain.masks[name])}
+    assert changed == {linears}
+    assert {role(x.name) for x in refined.linears if x.refined} == {linears}
+
+
+def test_sequential_and_dense_propagation_differ_only_after_the_first_layer():
+    model, windows = tiny.model(), tiny.windows(3)
+    recipe = Recipe(Wanda(), Unstructured(0.6))
+    dense, pruned = (prune(copy.deepcopy(model), windows, recipe, how, keep_masks=True).masks for how in ("dense", "pruned"))
+    same = [torch.equal(a, b) for a, b in zip(dense.values(), pruned.values(), strict=True)]
+    assert all(same[:4])
+    assert not all(same[7:])
+
+
+def test_batches_of_windows_change_nothing_but_rounding():
+    model, windows = tiny.model(dtype=torch.float64), tiny.windows(5)
+    one, three = (
+        prune(copy.deepcopy(model), windows, Recipe(RIA(), Unstructured(0.5)), batch_size=b, keep_masks=True).masks for b in (1, 3)
+    )
+    assert all(torch.equal(one[name], three[name]) for name in one)
+
+
+@pytest.mark.parametrize("n_calib", [1, 3, 129])
+def test_any_number_of_calibration_windows(n_calib):
+    assert prune(tiny.model(), tiny.windows(n_calib, seq_len=4), Recipe(Wanda(), Unstructured(0.5))).sparsity == 0.5
+
+
+def test_nothing_is_changed_when_a_width_does_not_fit_the_pattern():
+    model = tiny.model("llama", intermediate_size=42)  # only the last linear of a layer has that width
+    before = copy.deepcopy(model)
+    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.down_proj: 2:4 needs"):
+        prune(model, tiny.windows(), Recipe(Magnitude(), NM(2, 4)))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True))
+
+
+def test_a_broken_weight_is_named():
+    model = tiny.model()
+    decoder_layers(model)[2].mlp.up_proj.weight.data[3, 3] = math.inf
+    with pytest.raises(UserError, match=r"model\.layers\.2\.mlp\.up_proj"):
+        prune(model, None, Recipe(Magnitude(), Unstructured(0.5)))
+
+
+def test_recipes_that_read_statistics_ask_for_windows():
+    with pytest.raises(UserError, match="needs calibration windows"):
+        prune(tiny.model(), None, Recipe(Wanda(), Unstructured(0.5)))
+    with pytest.raises(UserError, match="input_mean"):
+        prune(tiny.model(), None, Recipe(Magnitude(), Unstructured(0.5), DSnoT()))
+
+
+def test_statistics_of_the_dense_model_are_refused_for_pruned_propagation():
+    model, windows = tiny.model(), tiny.windows()
+    with pytest.raises(UserError, match="propagate='dense'"):
+        prune(model, gather(model, windows), Recipe(Wanda(), Unstructured(0.5)))
+
+
+def test_a_model_on_the_meta_device_is_refused():
+    with pytest.raises(UserError, match="meta device"):
+        prune(tiny.model().to("meta"), None, Recipe(Magnitude(), Unstructured(0.5)))
+
+
+def test_sparsity_is_counted_on_masks_not_on_zeros():
+    model = tiny.model()
+    for linear in named_linears(model).values():
+        weight_view(linear)[:, : weight_view(linear).shape[1] * 3 // 4] = 0
+    assert prune(model, tiny.windows(), Recipe(Wanda(), Unstructured(0.5))).sparsity == 0.5
+
+
+def test_the_report_shows_itself():
+    report = prune(tiny.model(), tiny.windows(), Recipe(Wanda(), NM(2, 4), DSnoT()))
+    frame = report.frame()
+    assert list(frame.index) == [linear.name for linear in report.linears]
+    assert (frame["sparsity"] == 0.5).all()
+    assert {"swaps", "error_before", "error_after"} <= set(frame.columns)
+    assert "<table" in report._repr_html_()
+    assert "50.00%" in repr(report)
+    assert report.plot().axes[0].get_ylabel() == "sparsity"

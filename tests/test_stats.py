@@ -1,0 +1,113 @@
+"""Statistics against their definitions in float64, however the stream is cut."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from symprune import StatsAccumulator
+
+VECTORS = ("input_norm", "input_mean", "input_var", "input_var_within", "output_norm")
+
+
+def definition(samples: list[torch.Tensor], outputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every statistic as a formula over explicit loops."""
+    tokens = [token for sample in samples for token in sample.tolist()]
+    d, n = len(tokens[0]), len(tokens)
+    mean = [sum(t[j] for t in tokens) / n for j in range(d)]
+    within = [sum(sum((t[j] - sum(u[j] for u in s) / len(s)) ** 2 for t in s) for s in (x.tolist() for x in samples)) / n for j in range(d)]
+    out = [token for sample in outputs for token in sample.tolist()]
+    vectors = {
+        "input_norm": [sum(t[j] ** 2 for t in tokens) ** 0.5 for j in range(d)],
+        "input_mean": mean,
+        "input_var": [sum((t[j] - mean[j]) ** 2 for t in tokens) / n for j in range(d)],
+        "input_var_within": within,
+        "output_norm": [sum(t[i] ** 2 for t in out) ** 0.5 for i in range(len(out[0]))],
+    }
+    return {name: torch.tensor(vector, dtype=torch.float64) for name, vector in vectors.items()}
+
+
+lengths = st.lists(st.integers(1, 6), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=lengths, cut=st.integers(0, 5), seed=st.integers(0, 2**16), offset=st.sampled_from([0.0, 1.0, 1e4]))
+def test_statistics_equal_their_definition_and_merging_equals_one_stream(lengths, cut, seed, offset):
+    generator = torch.Generator().manual_seed(seed)
+    samples = [torch.randn(n, 3, generator=generator, dtype=torch.float64) + offset for n in lengths]
+    outputs = [torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in lengths]
+    halves = StatsAccumulator(3, 2), StatsAccumulator(3, 2)
+    whole = StatsAccumulator(3, 2)
+    for i, (x, y) in enumerate(zip(samples, outputs, strict=True)):
+        whole.update(x, y)
+        halves[i >= cut].update(x, y)
+    halves[0].merge(halves[1])
+    expected = definition(samples, outputs)
+    for accumulator in (whole, halves[0]):
+        stats = accumulator.finish()
+        assert (stats.n_tokens, stats.n_samples) == (sum(lengths), len(lengths))
+        for name in VECTORS:
+            found = getattr(stats, name)
+            assert found.dtype == torch.float64
+            # The pooled variance is a difference of sums of the size of the squared mean.
+            slack = 1e-12 * (1 + offset**2) if name == "input_var" else 1e-9
+            torch.testing.assert_close(found, expected[name], rtol=1e-9, atol=slack)
+
+
+def test_a_batch_is_its_samples():
+    x, y = torch.randn(4, 7, 5), torch.randn(4, 7, 2)
+    batch, one_by_one = StatsAccumulator(5, 2), StatsAccumulator(5, 2)
+    batch.update(x, y)
+    for sample, out in zip(x, y, strict=True):
+        one_by_one.update(sample, out)
+    for name in VECTORS:
+        torch.testing.assert_close(getattr(batch.finish(), name), getattr(one_by_one.finish(), name), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32_or_better(dtype):
+    x = torch.full((4096, 2), 0.1, dtype=dtype)  # a half precision sum would stall
+    accumulator = StatsAccumulator(2, 1)
+    accumulator.update(x)
+    stats = accumulator.finish()
+    assert stats.input_norm.dtype == torch.float32
+    torch.testing.assert_close(stats.input_norm, (x.double().square().sum(0).sqrt()).float(), rtol=1e-6, atol=0)
+
+
+def test_a_small_spread_around_a_large_mean_survives_float32():
+    x = 1000 + 0.01 * torch.randn(512, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    accumulator = StatsAccumulator(3, 1)
+    accumulator.update(x.float())
+    torch.testing.assert_close(accumulator.finish().input_var_within.double(), x.float().double().var(0, correction=0), rtol=1e-2, atol=0)
+
+
+def test_nothing_seen_is_all_zero():
+    stats = StatsAccumulator(3, 2).finish()
+    assert stats.n_tokens == 0
+    assert stats.output_norm is None
+    assert not stats.input_norm.any()
+    assert not stats.input_var.any()
+
+
+def test_updates_that_are_not_of_this_linear_are_refused():
+    accumulator = StatsAccumulator(3, 2)
+    with pytest.raises(ValueError, match="width 4"):
+        accumulator.update(torch.ones(5, 4))
+    with pytest.raises(ValueError, match="width 3"):
+        accumulator.update(torch.ones(5, 3), torch.ones(5, 3))
+
+
+def test_merging_a_stream_with_outputs_into_one_without_is_refused():
+    a, b = StatsAccumulator(2, 2), StatsAccumulator(2, 2)
+    a.update(torch.ones(1, 2))
+    b.update(torch.ones(1, 2), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="outputs"):
+        a.merge(b)
+
+
+def test_statistics_move_between_devices_and_dtypes():
+    accumulator = StatsAccumulator(2, 2)
+    accumulator.update(torch.ones(3, 2), torch.ones(3, 2))
+    moved = accumulator.finish().to(torch.float64)
+    assert moved.input_norm.dtype == moved.output_norm.dtype == torch.float64
+    assert moved.n_tokens == 3
