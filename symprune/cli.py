@@ -10,20 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from symprune import paths
-from symprune.errors import UserError
+from symprune.errors import UserError, unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command: 0 if it worked, 2 with one line on stderr for bad input, 1 for a failed notebook."""
+    """Run one command: 0 if it worked, 2 with one line on stderr for bad input, 1 for a failed notebook or a bug."""
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
-    except (UserError, RuntimeError, MemoryError, OSError) as error:
+    except Exception as error:
         if args.debug:
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split())
+        if not isinstance(error, (UserError, OSError, RuntimeError)):
+            text = f"{type(error).__name__}{': ' * bool(text)}{text} (--debug shows where)"
         print(f"symprune: error: {text}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 2 if isinstance(error, (UserError, OSError)) else 1
     except KeyboardInterrupt:
         print("symprune: interrupted; what was finished is kept", file=sys.stderr)
         return 130
@@ -31,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prune(args: argparse.Namespace) -> int:
     from symprune.data import calibration_windows, digest
-    from symprune.models import fingerprint, load_model, load_tokenizer
-    from symprune.prune import prune
+    from symprune.models import fingerprint, load_model, load_tokenizer, quiet_transformers
+    from symprune.prune import PROPAGATE, prune
     from symprune.recipe import Recipe, parse_method, parse_pattern
     from symprune.refine import REFINERS
     from symprune.results import Record, provenance
@@ -40,16 +42,20 @@ def _prune(args: argparse.Namespace) -> int:
 
     refine = parse_method("refinement", args.refine, REFINERS) if args.refine != "none" else None
     recipe = Recipe(parse_method("score", args.score, SCORES), parse_pattern(args.pattern, args.sparsity, args.group), refine)
+    if args.propagate not in PROPAGATE:
+        raise unknown("propagate", args.propagate, PROPAGATE)
     out = Path(args.out)
-    if out.exists():
+    disk = next(folder for folder in out.absolute().parents if folder.exists())  # where the folders to come will be made
+    if os.path.lexists(out):
         raise UserError(f"{out} exists already: choose another --out, or remove it")
+    if not disk.is_dir() or not os.access(disk, os.W_OK):
+        raise UserError(f"cannot make folders in {disk}: choose another --out")
     tokenizer = load_tokenizer(args.model)
     windows = calibration_windows(args.corpus, tokenizer, args.n_calib, args.seq_len, args.seed) if recipe.uses else None
     weights = fingerprint(args.model)
     model = load_model(args.model, args.dtype, args.device)
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if needed > shutil.disk_usage(out.parent).free:
+    if needed > shutil.disk_usage(disk).free:
         raise UserError(f"{out} needs {needed / 1e9:.1f} GB of disk, more than is free there: choose another --out")
     report = prune(model, windows, recipe, args.propagate, batch_size=args.batch_size, progress=_progress(args))
     calibration = windows is not None and {
@@ -67,10 +73,12 @@ def _prune(args: argparse.Namespace) -> int:
     }
     metrics = {"sparsity": report.sparsity, "linears": {x.name: x.sparsity for x in report.linears}, "seconds": report.seconds}
     # Written beside its final name, then renamed: a killed save never looks like a finished one.
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         folder = Path(work) / out.name
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with quiet_transformers():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         (folder / "symprune.json").write_text(Record(run, metrics, provenance()).to_json())
         os.rename(folder, out)
     note = "zeros are stored densely: the files are not smaller, and inference is not faster"
@@ -131,6 +139,12 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="symprune",
@@ -143,10 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("model", metavar="MODEL", help="embedded, a local folder, or a hub id")
     model.add_argument("--corpus", default="embedded", help="embedded, wikitext2, c4, or a .txt or .jsonl file (default: %(default)s)")
-    model.add_argument("--seq-len", type=int, default=512, help="tokens per window (default: %(default)s; the papers use 2048)")
+    model.add_argument("--seq-len", type=_at_least_one, default=512, help="tokens per window (default: %(default)s; the papers use 2048)")
     model.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
     model.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    model.add_argument("--batch-size", type=int, default=1, help="windows per forward pass (default: %(default)s)")
+    model.add_argument("--batch-size", type=_at_least_one, default=1, help="windows per forward pass (default: %(default)s)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     p = commands.add_parser(
@@ -162,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--group", default="output", help="output: rows compete on their own; layer: the whole matrix (default: %(default)s)")
     p.add_argument("--refine", default="none", help="a training-free refinement of the mask: dsnot, r2dsnot (default: %(default)s)")
     p.add_argument("--propagate", default="pruned", help="pruned: calibrate on what pruned layers send on; dense (default: %(default)s)")
-    p.add_argument("--n-calib", type=int, default=16, help="calibration windows (default: %(default)s; the papers use 128)")
+    p.add_argument("--n-calib", type=_at_least_one, default=16, help="calibration windows (default: %(default)s; the papers use 128)")
     p.add_argument("--seed", type=int, default=0, help="seed of the calibration windows (default: %(default)s)")
     p.add_argument("--out", required=True, help="folder to write; must not exist")
     p.set_defaults(run=_prune)
@@ -175,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: symprune eval pruned/ --n-eval 16",
     )
     p.add_argument("--split", default="evaluation", help="calibration, validation or evaluation (default: %(default)s)")
-    p.add_argument("--n-eval", type=int, default=None, help="windows, spread evenly over the split (default: all)")
+    p.add_argument("--n-eval", type=_at_least_one, default=None, help="windows, spread evenly over the split (default: all)")
     p.set_defaults(run=_eval)
 
     p = commands.add_parser(

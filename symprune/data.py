@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import zlib
 from pathlib import Path
 
 import torch
@@ -26,18 +27,24 @@ SPLITS = ("calibration", "validation", "evaluation")
 # One deal of ten articles in the order of sha256(title): calibrate on the first six, choose on two, report on two.
 _DEAL = {"calibration": range(0, 6), "validation": range(6, 8), "evaluation": range(8, 10)}
 
+# Repository, and the files that may hold a split there: as on the hub, or as JSON lines in a local folder. Of C4 the first shard,
+# as every published pruning result uses it.
 _HUB = {
-    "wikitext2": {
-        "calibration": ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
-        "validation": ("Salesforce/wikitext", "wikitext-2-raw-v1", "validation"),
-        "evaluation": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
-    },
-    # The first shard of C4, as every published pruning result uses it: a file, not a config, so nothing else is fetched.
-    "c4": {
-        "calibration": ("allenai/c4", "en/c4-train.00000-of-01024.json.gz", "train"),
-        "validation": ("allenai/c4", "en/c4-validation.00000-of-00008.json.gz", "validation"),
-        "evaluation": ("allenai/c4", "en/c4-validation.00000-of-00008.json.gz", "validation"),
-    },
+    "wikitext2": (
+        "Salesforce/wikitext",
+        {
+            split: [f"wikitext-2-raw-v1/{name}.jsonl", f"wikitext-2-raw-v1/{name}-00000-of-00001.parquet"]
+            for split, name in {"calibration": "train", "validation": "validation", "evaluation": "test"}.items()
+        },
+    ),
+    "c4": (
+        "allenai/c4",
+        {
+            "calibration": ["en/c4-train.00000-of-01024.json.gz"],
+            "validation": ["en/c4-validation.00000-of-00008.json.gz"],
+            "evaluation": ["en/c4-validation.00000-of-00008.json.gz"],
+        },
+    ),
 }
 
 CORPORA = ("embedded", *_HUB)
@@ -46,18 +53,22 @@ CORPORA = ("embedded", *_HUB)
 def calibration_windows(corpus: str, tokenizer, n_calib: int, seq_len: int, seed: int, split: str = "calibration") -> Windows:
     """n_calib random windows of seq_len tokens, each from a document drawn until it is longer than the window.
 
-    The published samplers (Wanda, RIA, DSnoT): `random.seed(seed)`, a document, then a start, so a seed picks their windows.
-    Draws are bounded: raises UserError if the corpus is empty or holds no document long enough.
+    The published samplers (Wanda, RIA, DSnoT): `random.seed(seed)`, a document, then a start, so a seed picks their windows. Of a
+    single document only starts are drawn; WikiText-2, whose lines are no documents, is joined into one, as they do.
+    Draws are bounded: raises UserError if the corpus is empty, holds no document long enough, or memory no so many windows.
     """
     texts = documents(corpus, split)
+    if corpus == "wikitext2":
+        texts = [" ".join(texts)]
     _require_positive(n_calib=n_calib, seq_len=seq_len)
+    _require_memory(n_calib, seq_len)
     rng = random.Random(seed)
     tokens: dict[int, list[int]] = {}  # documents already tokenised
     windows = []
     draws_left = 1000 + 200 * n_calib
     while len(windows) < n_calib:
         draws_left -= 1
-        index = rng.randint(0, len(texts) - 1)
+        index = rng.randint(0, len(texts) - 1) if len(texts) > 1 else 0
         if index not in tokens:
             # A token is at least one byte: text shorter than the window in bytes need not be tokenised to be refused.
             tokens[index] = tokenize(tokenizer, texts[index]) if len(texts[index].encode()) > seq_len else []
@@ -112,7 +123,8 @@ def documents(corpus: str, split: str) -> list[str]:
         articles = embedded_articles()
         texts = [articles[title] for title in embedded_titles(split)]
     elif corpus in _HUB:
-        texts = _hub_texts(*_HUB[corpus][split])
+        repo, files = _HUB[corpus]
+        texts = _hub_texts(repo, files[split])
     elif Path(corpus).is_file():
         texts = _file_texts(Path(corpus))
     else:
@@ -138,6 +150,8 @@ def embedded_articles() -> dict[str, str]:
     if spec is None:
         raise UserError("the embedded corpus is not installed: run `pip install 'symprune[embedded]'`")
     dump = Path(spec.origin).parent / "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    if not dump.is_file():
+        raise UserError("this gensim lacks its test data, the embedded corpus: install gensim from its wheel with pip")
     # The key holds the dump and the rule, so a change of either is a new extraction.
     key = hashlib.sha256(dump.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
     cached = paths.cache() / f"wikipedia-{key}.json"
@@ -178,35 +192,50 @@ def _clean(text: str) -> str:
     return "\n\n".join(line for line in text.splitlines() if len(line) >= 80 and not line.startswith(("|", "!", "{")))
 
 
-def _hub_texts(repo: str, config: str, split: str) -> list[str]:
-    is_file = config.endswith(".gz")
+def _hub_texts(repo: str, files: list[str]) -> list[str]:
+    """The texts of the first of the files found in SYMPRUNE_DATA, else on the hub or in its cache."""
     mirror = paths.hub_mirror()
-    local = mirror / repo if mirror else None
-    if local is not None and (local / config).exists():
-        found = [local / config] if is_file else sorted((local / config).glob(f"{split}.jsonl"))
-        if found:
-            return _file_texts(found[0])
-    import datasets
+    for file in files if mirror else []:
+        if (mirror / repo / file).is_file():
+            return _file_texts(mirror / repo / file)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
-    datasets.disable_progress_bars()
+    disable_progress_bars()
+    problem = None
     try:
-        if is_file:
-            rows = datasets.load_dataset("json", data_files={split: f"hf://datasets/{repo}/{config}"}, split=split)
-        else:
-            rows = datasets.load_dataset(repo, config, split=split)
-    except (OSError, ValueError) as error:  # datasets raises ConnectionError, FileNotFoundError or ValueError when it cannot look
-        wanted = f"$SYMPRUNE_DATA/{repo}/{config}" + ("" if is_file else f"/{split}.jsonl")
-        raise UserError(f"cannot reach the hub for {repo} ({split}): provide {wanted}, or use the corpus 'embedded'") from error
-    return list(rows["text"])
+        folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=files[-1:]))
+        if (folder / files[-1]).is_file():
+            return _file_texts(folder / files[-1])
+    except OSError as error:  # every error of the hub is one
+        problem = error
+    raise UserError(f"cannot reach the hub for {repo}: provide $SYMPRUNE_DATA/{repo}/{files[0]}, or use the corpus 'embedded'") from problem
 
 
 def _file_texts(file: Path) -> list[str]:
+    if file.suffix == ".parquet":
+        import pandas as pd
+
+        return list(pd.read_parquet(file, columns=["text"])["text"])
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rt", encoding="utf-8") as f:
-            return [f.read()] if file.suffix == ".txt" else [json.loads(line)["text"] for line in f]
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+            texts = [f.read()] if file.suffix == ".txt" else [json.loads(line)["text"] for line in f if line.strip()]
+        for text in texts:
+            text.encode()
+        return texts
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{file} is neither UTF-8 text (.txt) nor JSON lines with a 'text' field (.jsonl)") from error
+
+
+def _require_memory(n_windows: int, seq_len: int) -> None:
+    import psutil
+
+    needed, free = 16 * n_windows * seq_len, psutil.virtual_memory().available  # as a list, then as a tensor
+    if needed > free:
+        raise UserError(
+            f"{n_windows} windows of {seq_len} need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free: lower n_calib"
+        )
 
 
 def _require_positive(**numbers: int) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import torch
 
@@ -62,9 +63,10 @@ def _installed(what: str, module: str, extra: str) -> Finding:
 def _hub() -> Finding:
     from huggingface_hub import constants
 
-    host = constants.ENDPOINT.split("//")[-1]
+    address = urlsplit(constants.ENDPOINT)
+    host = address.hostname or constants.ENDPOINT
     try:
-        socket.create_connection((host, 443), timeout=3).close()
+        socket.create_connection((host, address.port or (80 if address.scheme == "http" else 443)), timeout=3).close()
         return Finding("hub", True, f"{host} answers")
     except OSError:
         return Finding("hub", False, f"{host} cannot be reached: use the embedded model and corpus, or SYMPRUNE_DATA")

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from symprune import data, models, paths
-from symprune.calibrate import gather
+from symprune.calibrate import OUTPUT_SIDES, gather
+from symprune.errors import UserError, unknown
 from symprune.evaluate import perplexity
 from symprune.progress import announce
-from symprune.prune import prune
+from symprune.prune import PROPAGATE, prune
 from symprune.recipe import Recipe, method_label, pattern_label
 from symprune.results import Record, Store
 
@@ -42,6 +43,17 @@ class Experiment:
     _bench: "_Bench | None" = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
+        sizes = {"n_calib": self.n_calib, "seq_len": self.seq_len, "n_eval": self.n_eval, "batch_size": self.batch_size}
+        for name, size in sizes.items():
+            if size is not None and size < 1:
+                raise UserError(f"{name} must be at least 1, not {size}")
+        if not self.seeds or not self.models:
+            raise UserError("an experiment needs at least one model and one seed")
+        for kind, name, known in [("propagate", self.propagate, PROPAGATE), ("output_side", self.output_side, OUTPUT_SIDES)]:
+            if name not in known:
+                raise unknown(kind, name, known)
+        if self.output_side == "gradients" and self.propagate == "pruned":
+            raise UserError("output_side 'gradients' is gathered on the dense model: it needs propagate 'dense'")
         self.store = Store(paths.records(self.profile))
 
     def run(self, recipes: Sequence[Recipe | None]):

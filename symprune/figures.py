@@ -1,6 +1,7 @@
 """Figures in one style: the same method has the same colour and marker everywhere. With `tables`, the only writer under figures/."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -31,7 +32,7 @@ STYLE = {
 
 def method_style(method: str) -> dict:
     """Colour and marker of a score by its name; variants of one family share the colour and are filled differently."""
-    family = method.partition("(")[0]
+    family = re.match(r"\w*", method)[0]
     index = _FAMILIES.index(family) if family in _FAMILIES else len(_FAMILIES) - 1
     return {"color": _COLOURS[index], "marker": _MARKERS[index], "markerfacecolor": "white" if "(" in method else _COLOURS[index]}
 
@@ -40,26 +41,24 @@ def perplexity_dots(frame: pd.DataFrame, columns: str = "pattern") -> Figure:
     """Perplexity by method, one panel per pattern: a dot per seed, mean and standard deviation, the dense model as a line."""
     panels = [name for name in frame[columns].unique() if name != "dense"]
     dense = frame.loc[frame["method"] == "dense", "perplexity"]
+    methods = list(dict.fromkeys(frame.loc[frame["method"] != "dense", "method"]))
     with plt.rc_context(STYLE):
-        n_methods = frame.loc[frame["method"] != "dense", "method"].nunique()
-        size = (2.3 * len(panels) + 1.2, 1.2 + 0.32 * n_methods)
-        fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
+        size = (0.065 * max(map(len, methods)) + 2.2 * len(panels), 1.0 + 0.27 * len(methods))
+        fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
         for ax, panel in zip(axes[0], panels, strict=True):
             rows = frame[frame[columns] == panel]
-            methods = list(dict.fromkeys(rows["method"]))
             for y, method in enumerate(methods):
-                values = rows.loc[rows["method"] == method, "perplexity"]
-                style = method_style(method)
-                ax.plot(values, [y] * len(values), linestyle="none", markersize=4, alpha=0.6, **style)
+                values, style = rows.loc[rows["method"] == method, "perplexity"], method_style(method)
+                ax.plot(values, [y] * len(values), linestyle="none", markersize=4.5, **style)
                 if len(values) > 1:
-                    ax.errorbar(values.mean(), y, xerr=values.std(), color=style["color"], capsize=3, marker="|", markersize=9)
+                    ax.errorbar(values.mean(), y + 0.3, xerr=values.std(), color=style["color"], capsize=2, linewidth=1)
             if len(dense):
-                ax.axvline(dense.iloc[0], color="black", linewidth=0.8, linestyle=":")
-                ax.annotate("dense", (dense.iloc[0], 1), xycoords=("data", "axes fraction"), fontsize=7, ha="center", va="bottom")
-            ax.set(xscale="log", yticks=range(len(methods)), yticklabels=methods, title=panel, xlabel="perplexity (lower is better)")
-            ax.title.set_position((0.5, 1.06))
-            _plain_log_ticks(ax, "x")
+                ax.axvline(dense.iloc[0], color="black", linewidth=0.9, linestyle=":", label="dense")
+            ax.set(xscale="log", yticks=range(len(methods)), yticklabels=methods, title=panel)
         axes[0][0].invert_yaxis()
+        axes[0][-1].legend(loc="lower right", fontsize=7)
+        fig.supxlabel("perplexity (lower is better)", fontsize=9)
+        _plain_log_ticks(axes[0][0], "x")
     return fig
 
 
@@ -88,13 +87,13 @@ def save_figure(fig: Figure, profile: str, name: str) -> Figure:
 
 
 def _plain_log_ticks(ax: Axes, which: str) -> None:
-    """Ticks at 1, 2, 5 times powers of ten within the data, written out."""
+    """Ticks at round numbers within the axis, written out, few enough not to collide."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axis = ax.xaxis if which == "x" else ax.yaxis
     low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps: Sequence[int] = (1, 2, 5) if math.log10(high / low) < 2 else (1,)
-    axis.set_major_locator(FixedLocator([step * 10.0**d for d in decades for step in steps]))
+    steps: Sequence[int] = (1, 2, 5) if math.log10(high / low) < 1.5 else (1, 3) if math.log10(high / low) < 2.2 else (1,)
+    axis.set_major_locator(FixedLocator([tick for d in decades for step in steps if low <= (tick := step * 10.0**d) <= high]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_locator(NullLocator())

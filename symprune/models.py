@@ -1,9 +1,9 @@
 """Load a causal language model by name, and find what is prunable in it: the only file that knows model families."""
 
-import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import struct
@@ -33,13 +33,16 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu") -> nn.Mod
 
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
+    _require_device(device)
     folder = locate(name)
     _require_memory(folder, DTYPES[dtype], device)
-    with _quiet_loading():
+    with quiet_transformers():
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+            model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True)
+        except Exception as error:  # whatever a broken file makes of it
             raise UserError(f"cannot load a causal language model from {folder}: {_first_line(error)}") from error
+    if info["missing_keys"]:  # transformers would go on with random numbers
+        raise UserError(f"{folder} lacks the weights of {sorted(info['missing_keys'])[0]}: the checkpoint is incomplete, fetch it again")
     return model.to(device).eval()
 
 
@@ -48,10 +51,10 @@ def load_tokenizer(name: str):
     from transformers import AutoTokenizer
 
     folder = locate(name)
-    with _quiet_loading():
+    with quiet_transformers():
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever a broken file makes of it
             raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from error
 
 
@@ -69,9 +72,15 @@ def locate(name: str) -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """sha256 over the weight files of the model called `name`, cached by file, size and time."""
-    digest = hashlib.sha256()
-    for file in weight_files(locate(name)):
+    """sha256 over the weight files of the model called `name`, cached by file, size and time, and over what its config says of it."""
+    folder = locate(name)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        about_the_file = ("transformers_version", "dtype", "torch_dtype", "_name_or_path")
+        digest = hashlib.sha256(json.dumps({k: config[k] for k in sorted(config) if k not in about_the_file}, sort_keys=True).encode())
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / 'config.json'} is not a readable JSON object: fetch it again") from error
+    for file in weight_files(folder):
         digest.update(_file_sha256(file.resolve()).encode())
     return digest.hexdigest()[:16]
 
@@ -94,7 +103,17 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def prunable_linears(layer: nn.Module) -> dict[str, nn.Module]:
-    """The linears inside a decoder layer by their name in it, in order; routers of mixture-of-experts layers are left alone."""
+    """The linears inside a decoder layer by their name in it, in order; routers of mixture-of-experts layers are left alone.
+
+    Raises UserError for several matrices in one tensor: they would silently not be pruned.
+    """
+    for name, module in layer.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() == 3 and not isinstance(module, nn.Conv1d):
+                raise UserError(
+                    f"{name}.{parameter_name} of {type(layer).__name__} holds {len(parameter)} matrices in one tensor (fused experts): "
+                    "its architecture is not supported"
+                )
     linears = {name: module for name, module in layer.named_modules() if _is_linear(module)}
     return {name: module for name, module in linears.items() if name.rsplit(".", 1)[-1] not in ("router", "gate")}
 
@@ -158,7 +177,7 @@ def _embedded_folder() -> Path:
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with _quiet_loading():
+    with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
@@ -166,8 +185,9 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     found = len(named_linears(model))
     if found != EMBEDDED_LINEARS:  # a linear of a quantised type would silently never be pruned
         raise RuntimeError(f"expected {EMBEDDED_LINEARS} plain linears in the embedded model, found {found}")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _download(name: str) -> Path:
@@ -195,6 +215,13 @@ def _require_weights(folder: Path) -> Path:
     return folder
 
 
+def _require_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"cannot use the device {device!r} here: take cpu, or cuda on a machine with a GPU") from error
+
+
 def _require_memory(folder: Path, dtype: torch.dtype, device: str) -> None:
     import psutil
 
@@ -212,10 +239,13 @@ def _n_elements(file: Path) -> int:
         return file.stat().st_size // 2
     with open(file, "rb") as f:
         try:
-            header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-        except (struct.error, ValueError, MemoryError, OverflowError) as error:
+            length = struct.unpack("<Q", f.read(8))[0]
+            tensors = {name: entry for name, entry in json.loads(f.read(length)).items() if name != "__metadata__"}
+            if file.stat().st_size != 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0):
+                raise ValueError("its size is not what its header says")
+            return sum(math.prod(entry["shape"]) for entry in tensors.values())
+        except (struct.error, ValueError, MemoryError, OverflowError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} is not a readable safetensors file: fetch it again") from error
-    return sum(functools.reduce(int.__mul__, entry["shape"], 1) for name, entry in header.items() if name != "__metadata__")
 
 
 def _require_disk(folder: Path, needed: float) -> None:
@@ -230,15 +260,16 @@ def _file_sha256(file: Path) -> str:
     stat = file.stat()
     key = hashlib.sha256(f"{file}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:32]
     note = paths.cache() / "sha256" / key
-    if not note.is_file():
-        with open(file, "rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(digest)
-    return note.read_text()
+    if note.is_file() and len(digest := note.read_text()) == 64:
+        return digest
+    with open(file, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(digest)
+    return digest
 
 
-class _quiet_loading:
+class quiet_transformers:
     """transformers' progress bars and warnings are off inside, and as they were afterwards."""
 
     def __enter__(self):

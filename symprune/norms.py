@@ -25,9 +25,9 @@ def column_norm(weight: Weight, p: float = 1.0) -> Columns:
     return _norm(weight, _powers(weight, p), p, dim=0)
 
 
-def row_column_norms(weight: Weight, p: float = 1.0) -> tuple[Rows, Columns]:
-    """(r_p, c_p), the powers |W|^p taken once for both."""
-    powers = _powers(weight, p)
+def row_column_norms(weight: Weight, p: float = 1.0, out: Weight | None = None) -> tuple[Rows, Columns]:
+    """(r_p, c_p), the powers |W|^p taken once for both; out: memory for them, which the caller may use again."""
+    powers = _powers(weight, p, out)
     return _norm(weight, powers, p, dim=1), _norm(weight, powers, p, dim=0)
 
 
@@ -50,13 +50,16 @@ def relative_importance(
     factor: Columns | None = None,
     a: Columns | None = None,
     b: Rows | None = None,
+    out: Scores | None = None,
 ) -> Scores:
     """D[i, j] = |W[i, j]| (a[j] / column[j] + b[i] / row[i]) factor[j].
 
     row, column: norms of the weight, exact or sampled (default: its l1 norms); where one is 0 its term is 0. factor, a, b: default 1.
+    out: memory that may be used for the result.
     """
+    out = torch.empty_like(weight) if out is None else out  # fresh memory costs more than a pass over it: one piece for every step
     if row is None or column is None:
-        r_1, c_1 = row_column_norms(weight)
+        r_1, c_1 = row_column_norms(weight, out=out)
         row, column = r_1 if row is None else row, c_1 if column is None else column
     if float(torch.minimum(row.amin(), column.amin())) < torch.finfo(row.dtype).tiny ** 0.5:
         # Something is dead, or so small that its reciprocal could overflow where |W| / norm does not.
@@ -64,16 +67,17 @@ def relative_importance(
         scores = by_column * (1 if a is None else a) + by_row * (1 if b is None else b[:, None])
         return scores if factor is None else scores * factor
     row, column = row.reciprocal() if b is None else b / row, column.reciprocal() if a is None else a / column
-    scale = column + row[:, None] if factor is None else torch.addcmul(column * factor, row[:, None], factor)
+    row = row[:, None]
+    scale = torch.add(column, row, out=out) if factor is None else torch.addcmul(column * factor, row, factor, out=out)
     return scale.mul_(weight).abs_()  # scale >= 0
 
 
-def root_sum_of_squares(row: Rows, column: Columns) -> Scores:
-    """sqrt(column[j]^2 + row[i]^2), without overflow or underflow."""
+def root_sum_of_squares(row: Rows, column: Columns, out: Scores | None = None) -> Scores:
+    """sqrt(column[j]^2 + row[i]^2), without overflow or underflow; out: memory for it."""
     (smallest, largest), info = torch.cat([row, column]).aminmax(), torch.finfo(row.dtype)
     if smallest > (info.tiny / info.eps) ** 0.5 and largest < info.max**0.5 / 2:
-        return (column.square() + row.square()[:, None]).sqrt_()
-    return torch.hypot(column, row[:, None])  # three times as slow
+        return torch.add(column.square(), row.square()[:, None], out=out).sqrt_()
+    return torch.hypot(column, row[:, None], out=out)  # three times as slow
 
 
 def sample_size(n: int, beta: float) -> int:
@@ -147,13 +151,15 @@ SAMPLERS: dict[str, Callable[[Weight, float, Generator], tuple[Rows, Columns]]] 
 }
 
 
-def _powers(weight: Weight, p: float) -> Weight:
+def _powers(weight: Weight, p: float, out: Weight | None = None) -> Weight:
     """|W|^p, or |W| where p is infinite: an elementwise power and a sum are several times as fast as `torch.linalg.vector_norm`."""
     if math.isnan(p) or p <= 0:
         raise ValueError(f"p of an lp norm must be positive (inf is allowed), not {p}")
     if p in (2, 4):
-        return weight.square() if p == 2 else weight.square().square_()
-    return weight.abs() if p in (1, math.inf) else weight.abs().pow_(p)
+        square = torch.square(weight, out=out)
+        return square if p == 2 else square.square_()
+    size = torch.abs(weight, out=out)
+    return size if p in (1, math.inf) else size.pow_(p)
 
 
 def _norm(weight: Weight, powers: Weight, p: float, dim: int) -> Float[Tensor, " n"]:

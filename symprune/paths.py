@@ -18,8 +18,8 @@ PARAMS = ROOT / "papermill_params"
 
 
 def output() -> Path:
-    """Where results/ and figures/ live: SYMPRUNE_OUTPUT, else the project itself."""
-    return Path(os.environ.get("SYMPRUNE_OUTPUT", ROOT)).resolve()
+    """Where results/ and figures/ live: SYMPRUNE_OUTPUT (relative: to the project, for kernels run in another folder), else the project."""
+    return (ROOT / os.environ.get("SYMPRUNE_OUTPUT", "")).resolve()
 
 
 def figures(profile: str) -> Path:
@@ -40,7 +40,7 @@ def records(profile: str) -> Path:
 def cache() -> Path:
     """What can be made again: SYMPRUNE_CACHE, else the user's cache folder."""
     base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("SYMPRUNE_CACHE", base / "symprune"))
+    return Path(os.environ.get("SYMPRUNE_CACHE", base / "symprune")).resolve()
 
 
 def hub_mirror() -> Path | None:

@@ -51,27 +51,31 @@ class Recipe:
         for part, method in plain.items():
             if part not in registries:
                 raise unknown("part of a recipe", part, registries)
-            if method is not None:
-                method = dict(method)
-                method = build(part, method.pop("name", None), registries[part], method)
-            parts[part] = method
+            if isinstance(method, dict):
+                values = {field: value for field, value in method.items() if field != "name"}
+                parts[part] = build(part, method.get("name"), registries[part], values)
+            elif not (part == "refine" and method is None):
+                raise UserError(f"the {part} of a recipe is a name and its hyperparameters, not {method!r}")
+        if "score" not in parts:
+            raise UserError("a recipe needs a score")
         return cls(**parts)
 
 
 def method_dict(method: Any) -> dict:
-    """Name and hyperparameters of a score, pattern or refiner."""
-    return {"name": _NAMES[type(method)], **dataclasses.asdict(method)}
+    """Name and hyperparameters of a score, pattern or refiner: the same for equal ones, and JSON (which knows no infinity)."""
+    values = {f.name: float(value) if f.type is float else value for f, value in _fields(method)}
+    return {"name": _NAMES[type(method)], **{name: "inf" if value == float("inf") else value for name, value in values.items()}}
 
 
 def method_label(method: Any) -> str:
     """`ria`, or `ria(alpha=1.0)` where a hyperparameter is not its default; `parse_method` reads it back."""
-    changed = [f"{f.name}={getattr(method, f.name)!r}" for f in dataclasses.fields(method) if getattr(method, f.name) != f.default]
+    changed = [f"{f.name}={float(value) if f.type is float else value!r}" for f, value in _fields(method) if value != f.default]
     return _NAMES[type(method)] + (f"({', '.join(changed)})" if changed else "")
 
 
 def pattern_label(pattern: Unstructured | NM) -> str:
-    """`2:4`, or `60% per output`."""
-    return f"{pattern.n}:{pattern.m}" if isinstance(pattern, NM) else f"{pattern.sparsity:.3g} per {pattern.group}"
+    """`2:4`, or `0.6 per output`."""
+    return f"{pattern.n}:{pattern.m}" if isinstance(pattern, NM) else f"{float(pattern.sparsity)!r} per {pattern.group}"
 
 
 def parse_method(kind: str, text: str, registry: dict) -> Any:
@@ -84,7 +88,7 @@ def parse_method(kind: str, text: str, registry: dict) -> Any:
         values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise UserError(f"cannot read the {kind} {text!r}: write a name, or name(field=value, ...)") from error
-    return build(kind, call.func.id, registry, {k: float("inf") if v == "inf" else v for k, v in values.items()})
+    return build(kind, call.func.id, registry, values)
 
 
 def parse_pattern(text: str, sparsity: float = 0.5, group: str = "output") -> Unstructured | NM:
@@ -99,9 +103,9 @@ def parse_pattern(text: str, sparsity: float = 0.5, group: str = "output") -> Un
 
 def build(kind: str, name: Any, registry: dict, values: dict) -> Any:
     """registry[name](**values), with every way to get it wrong as a UserError."""
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise unknown(kind, name, registry)
-    known = {field.name for field in dataclasses.fields(registry[name])}
+    known = {field.name: field.type for field in dataclasses.fields(registry[name])}
     for field in values:
         if field not in known:
             raise (
@@ -109,7 +113,15 @@ def build(kind: str, name: Any, registry: dict, values: dict) -> Any:
                 if known
                 else UserError(f"{name} has no hyperparameters, not even {field!r}")
             )
-    try:
-        return registry[name](**values)
-    except TypeError as error:
-        raise UserError(f"cannot build {name} from {values}: {error}") from error
+    for field, value in values.items():
+        if known[field] is float and value == "inf":
+            values = values | {field: float("inf")}
+        elif not isinstance(value, (int, float) if known[field] is float else known[field]) or isinstance(value, bool) != (
+            known[field] is bool
+        ):
+            raise UserError(f"hyperparameter {field} of {name} must be of type {known[field].__name__}, not {value!r}")
+    return registry[name](**values)
+
+
+def _fields(method: Any) -> list[tuple[dataclasses.Field, Any]]:
+    return [(field, getattr(method, field.name)) for field in dataclasses.fields(method)]

@@ -36,12 +36,14 @@ def resolve_notebooks(wanted: Sequence[str]) -> list[str]:
     for wish, found in zip(wanted, chosen, strict=True):
         if not found:
             raise unknown("notebook", wish, names)
-    return sorted(name for found in chosen for name in found) or names
+    return sorted({name for found in chosen for name in found}) or names
 
 
 def load_profile(name: str) -> dict[str, Any]:
     """The parameters of papermill_params/<name>.yaml; raises UserError unless it has exactly the keys of the smoke profile."""
     profiles = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
+    if SMOKE not in profiles:
+        raise UserError(f"no profiles in {paths.PARAMS}: run inside the project's source, or set SYMPRUNE_ROOT to it")
     if name not in profiles:
         raise unknown("profile", name, profiles)
     values, keys = (_read_profile(paths.PARAMS / f"{n}.yaml") for n in (name, SMOKE))
@@ -64,12 +66,12 @@ def parameters_of(notebook: str) -> dict[str, Any]:
     if len(tagged) != 1:
         raise UserError(f"notebook {notebook} needs exactly one cell tagged parameters, it has {len(tagged)}")
     values = {}
-    for statement in ast.parse(tagged[0].source).body:
-        try:
+    try:
+        for statement in ast.parse(tagged[0].source).body:
             (target,) = statement.targets
             values[target.id] = ast.literal_eval(statement.value)
-        except (AttributeError, ValueError) as error:
-            raise UserError(f"notebook {notebook}: the parameters cell holds assignments of literals only") from error
+    except (AttributeError, ValueError, SyntaxError) as error:
+        raise UserError(f"notebook {notebook}: the parameters cell holds assignments of literals only") from error
     return values
 
 
@@ -95,15 +97,22 @@ def render(wanted: Sequence[str] = ()) -> list[Path]:
     import jupytext
     import nbformat
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     written = []
-    for name in resolve_notebooks(wanted):
-        notebook = jupytext.read(paths.NOTEBOOKS / f"{name}.py")
-        with tempfile.TemporaryDirectory() as output, _environment(SYMPRUNE_OUTPUT=output):
-            NotebookClient(notebook, timeout=_CELL_TIMEOUT[SMOKE], kernel_name="python3", resources=_in_notebooks()).execute()
-        target = paths.NOTEBOOKS / f"{name}.ipynb"
-        write_whole(target, nbformat.writes(cleaned(notebook)) + "\n")
-        written.append(target)
+    # One folder for all: the report gathers what the notebooks before it wrote.
+    with tempfile.TemporaryDirectory() as output, _environment(SYMPRUNE_OUTPUT=output):
+        for name in resolve_notebooks(wanted):
+            notebook = jupytext.read(paths.NOTEBOOKS / f"{name}.py")
+            try:
+                NotebookClient(notebook, timeout=_CELL_TIMEOUT[SMOKE], kernel_name="python3", resources=_in_notebooks()).execute()
+            except CellExecutionError as error:
+                raise RuntimeError(f"notebook {name} failed with {error.ename}: {_first_line(error.evalue)}") from error
+            except (CellTimeoutError, DeadKernelError) as error:
+                raise RuntimeError(f"notebook {name} failed: {_first_line(str(error))}") from error
+            target = paths.NOTEBOOKS / f"{name}.ipynb"
+            write_whole(target, nbformat.writes(cleaned(notebook)) + "\n")
+            written.append(target)
     return written
 
 
@@ -147,6 +156,7 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
     import jupytext
     import nbformat
     import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     folder = paths.results(profile)
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +164,7 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
     with tempfile.TemporaryDirectory() as work, _progress_bar(title, show) as reports:
         source, executed = Path(work) / f"{name}.ipynb", Path(work) / "executed.ipynb"
         nbformat.write(jupytext.read(paths.NOTEBOOKS / f"{name}.py"), source)
-        with _environment(TQDM_DISABLE="1", **{progress.FILE: str(reports)}):
+        with _environment(TQDM_DISABLE="1", **{progress.FILE: str(reports)}, **_absolute_paths()):
             try:
                 papermill.execute_notebook(
                     source,
@@ -168,12 +178,25 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
             except papermill.PapermillExecutionError as error:
                 failed = target.with_suffix(".failed.ipynb")
                 write_whole(failed, executed.read_text())
-                reason = f"{error.ename}: {error.evalue}".splitlines()[0]
+                reason = f"{error.ename}: {_first_line(error.evalue)}"
                 if error.ename == "UserError":
                     raise UserError(f"notebook {name}: {error.evalue}") from error
                 raise RuntimeError(f"notebook {name} failed in cell {error.cell_index} with {reason}; see {failed}") from error
+            except (CellTimeoutError, DeadKernelError) as error:
+                raise RuntimeError(f"notebook {name} failed: {_first_line(str(error))}") from error
         write_whole(target, nbformat.writes(cleaned(nbformat.read(executed, as_version=4))) + "\n")
         target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+
+
+def _absolute_paths() -> dict[str, str]:
+    """Kernels run in the notebooks' folder: what this process was given relative to its own is the same folder there."""
+    mirror = paths.hub_mirror()
+    folders = {"SYMPRUNE_ROOT": paths.ROOT, "SYMPRUNE_OUTPUT": paths.output(), "SYMPRUNE_CACHE": paths.cache()}
+    return {name: str(folder) for name, folder in {**folders, **({"SYMPRUNE_DATA": mirror} if mirror else {})}.items()}
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[0]
 
 
 def _in_notebooks() -> dict:
@@ -208,7 +231,7 @@ def _progress_bar(title: str, show: bool) -> Iterator[Path]:
         def follow() -> None:
             seen = 0
             while not finished.wait(0.5):
-                lines = file.read_text().splitlines()
+                lines = file.read_text().split("\n")[:-1]  # the last may not be written to its end yet
                 for line in lines[seen:]:
                     report = json.loads(line)
                     if report["done"] == 0:  # another grid begins: its time left is its own
@@ -232,8 +255,8 @@ def _progress_bar(title: str, show: bool) -> Iterator[Path]:
 
 def _read_profile(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold key: value lines")

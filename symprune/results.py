@@ -73,11 +73,11 @@ class Store:
 
     def _read(self, file: Path) -> Record | None:
         try:
-            record = Record.from_json(file.read_text())
+            record = Record.from_json(file.read_text(encoding="utf-8"))
             if record.key != file.stem:
                 raise ValueError("its name is not the hash of its content")
             return record
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             aside = file.with_suffix(".corrupt")
             file.replace(aside)
             warnings.warn(f"record {file.name} is corrupt ({error}); set aside as {aside.name} and measured again", stacklevel=2)
@@ -101,11 +101,13 @@ def provenance() -> dict[str, Any]:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a text file under another name and rename it into place."""
+    """Write a text file under another name and rename it into place, readable as any other file of this user's."""
     handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(handle, "w") as f:
+        with os.fdopen(handle, "w", encoding="utf-8") as f:
             f.write(text)
+        os.umask(umask := os.umask(0))
+        os.chmod(partial, 0o666 & ~umask)
         os.replace(partial, file)
     except BaseException:
         os.unlink(partial)

@@ -103,8 +103,9 @@ class Symmetric:
 
     def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
         weight = _working(weight)
-        row, column = row_column_norms(weight, p=2.0)
-        combined = root_sum_of_squares(row, column) if self.squared else column + row[:, None]
+        out = torch.empty_like(weight)
+        row, column = row_column_norms(weight, p=2.0, out=out)
+        combined = root_sum_of_squares(row, column, out) if self.squared else torch.add(column, row[:, None], out=out)
         return combined.mul_(weight).abs_()
 
 
@@ -168,7 +169,9 @@ class LpNorm:
 
     def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
         weight = _working(weight)
-        return relative_importance(weight, *row_column_norms(weight, self.p), _activations(weight, stats, self.alpha))
+        out = torch.empty_like(weight)
+        row, column = row_column_norms(weight, self.p, out)
+        return relative_importance(weight, row, column, _activations(weight, stats, self.alpha), out=out)
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,12 @@ def paired(a: pd.DataFrame, b: pd.DataFrame) -> Paired:
     """Compare two sets of rows on the same windows: losses averaged over seeds, differences per window, Student's t over windows.
 
     The interval covers the choice of evaluation text; the calibration seeds' spread is shown in the tables.
+    Raises ValueError if a side has no rows, or the rows were not measured on as many windows.
     """
     from scipy import stats
 
+    if len({len(losses) for rows in (a, b) for losses in rows["window_losses"]}) != 1 or a.empty or b.empty:
+        raise ValueError(f"cannot pair {len(a)} rows with {len(b)}: both sides need rows, all on the same evaluation windows")
     losses = [np.mean(np.array(rows["window_losses"].tolist()), axis=0) for rows in (a, b)]
     difference = losses[0] - losses[1]
     n = len(difference)
@@ -133,7 +136,7 @@ def save_table(table: pd.DataFrame, profile: str, name: str, data: pd.DataFrame 
     """Write table_<name>.md as shown and table_<name>.csv (of `data`, unrounded, if given); returns the table to be shown."""
     folder = paths.figures(profile)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"table_{name}.md", table.to_markdown(disable_numparse=True) + "\n")
+    write_whole(folder / f"table_{name}.md", table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n")
     data = table.reset_index() if data is None else data.drop(columns=["window_losses", "recipe_key"], errors="ignore")
     write_whole(folder / f"table_{name}.csv", data.to_csv(index=False))
     return table

@@ -1,0 +1,181 @@
+"""Recipes as plain data and as text, there and back, for every method there is."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from symprune import NM, RI, RIA, DSnoT, LpNorm, Magnitude, Recipe, StochRIA, Unstructured, UserError, Wanda
+from symprune.masks import PATTERNS
+from symprune.recipe import method_dict, method_label, parse_method, parse_pattern, pattern_label
+from symprune.refine import REFINERS
+from symprune.results import run_key
+from symprune.scores import SCORES
+
+# Values that each hyperparameter may take; a hyperparameter that is not here fails the test of its method.
+VALUES = {
+    "alpha": st.floats(0, 4),
+    "p": st.floats(0.25, 8) | st.just(math.inf),
+    "beta": st.floats(0.01, 1),
+    "sampling": st.sampled_from(["independent", "shared"]),
+    "seed": st.integers(0, 2**31),
+    "squared": st.booleans(),
+    "balance": st.sampled_from(["none", "unit-mean"]),
+    "power": st.floats(0, 4),
+    "variance": st.sampled_from(["within", "pooled"]),
+    "threshold": st.floats(0, 1),
+    "threshold_scale": st.sampled_from(["absolute", "initial"]),
+    "max_cycles": st.integers(1, 100),
+    "keep_sign": st.booleans(),
+    "linears": st.sampled_from(["all", "attention", "mlp"]),
+    "relative": st.sampled_from(["none", "grow", "prune", "both"]),
+    "gamma_grow": st.floats(0, 1),
+    "gamma_prune": st.floats(0, 1),
+    "sparsity": st.floats(0, 0.999),
+    "group": st.sampled_from(["output", "layer"]),
+}
+
+
+def methods(registry: dict) -> st.SearchStrategy:
+    """Any method of a registry with any values of its hyperparameters."""
+
+    def of(cls: type) -> st.SearchStrategy:
+        if cls is NM:
+            return st.integers(1, 8).flatmap(lambda m: st.builds(NM, st.integers(1, m), st.just(m)))
+        return st.builds(cls, **{field.name: VALUES[field.name] for field in dataclasses.fields(cls)})
+
+    return st.one_of([of(cls) for cls in registry.values()])
+
+
+recipes = st.builds(Recipe, methods(SCORES), methods(PATTERNS), st.none() | methods(REFINERS))
+
+
+@given(recipes)
+@settings(max_examples=200, deadline=None)
+def test_a_recipe_is_read_back_from_its_plain_data(recipe):
+    plain = json.loads(json.dumps(recipe.to_dict(), allow_nan=False))
+    again = Recipe.from_dict(plain)
+    assert again == recipe
+    assert (again.key, again.label, again.uses) == (recipe.key, recipe.label, recipe.uses)
+    assert len(run_key({"recipe": recipe.to_dict()})) == 16  # a record can be named by it
+
+
+@given(methods(SCORES))
+@settings(max_examples=100, deadline=None)
+def test_a_score_is_read_back_from_its_label(score):
+    assert parse_method("score", method_label(score), SCORES) == score
+
+
+@given(methods(REFINERS))
+@settings(max_examples=100, deadline=None)
+def test_a_refiner_is_read_back_from_its_label(refiner):
+    assert parse_method("refinement", method_label(refiner), REFINERS) == refiner
+
+
+@pytest.mark.parametrize(("kind", "registry"), [("score", SCORES), ("refinement", REFINERS)])
+def test_every_name_alone_is_the_method_with_its_defaults(kind, registry):
+    for name, cls in registry.items():
+        assert parse_method(kind, name, registry) == cls()
+        assert method_label(cls()) == name
+
+
+@given(recipes, recipes)
+@settings(max_examples=100, deadline=None)
+def test_two_recipes_share_a_key_only_if_they_are_equal(a, b):
+    assert (a.key == b.key) == (a == b)
+
+
+def test_equal_recipes_share_key_and_label_whatever_the_type_of_a_number():
+    for one, other in [(RIA(alpha=1), RIA(alpha=1.0)), (LpNorm(p=2), LpNorm(p=2.0))]:
+        assert Recipe(one) == Recipe(other)
+        assert (Recipe(one).key, Recipe(one).label) == (Recipe(other).key, Recipe(other).label)
+    assert Recipe(RI(), Unstructured(0)).key == Recipe(RI(), Unstructured(0.0)).key
+    assert Recipe(RI(), Unstructured(0)).label == Recipe(RI(), Unstructured(0.0)).label
+
+
+def test_the_key_of_a_recipe_is_the_same_on_every_machine_and_in_every_version():
+    assert Recipe(Magnitude(), NM(2, 4)).to_dict() == {
+        "score": {"name": "magnitude"},
+        "pattern": {"name": "nm", "n": 2, "m": 4},
+        "refine": None,
+    }
+    assert Recipe(Magnitude(), NM(2, 4)).key == "e0131ff0f1eca46e"
+
+
+def test_labels_show_what_differs_from_the_defaults():
+    assert Recipe(RIA(alpha=0.5), Unstructured(0.6)).label == "ria, 0.6 per output"
+    assert Recipe(RIA(alpha=1.0), NM(4, 8), DSnoT(max_cycles=3)).label == "ria(alpha=1.0) + dsnot(max_cycles=3), 4:8"
+    assert Recipe(LpNorm(p=math.inf), Unstructured(0.5, "layer")).label == "lp_norm(p=inf), 0.5 per layer"
+    assert method_label(StochRIA(sampling="shared", seed=3)) == "stochria(sampling='shared', seed=3)"
+
+
+def test_patterns_that_differ_have_labels_that_differ():
+    patterns = [Unstructured(0.5), Unstructured(0.5, "layer"), Unstructured(0.5001), Unstructured(0.50011), NM(2, 4), NM(4, 8)]
+    assert len({pattern_label(pattern) for pattern in patterns}) == len(patterns)
+
+
+def test_a_recipe_uses_what_its_score_and_its_refinement_read():
+    assert Recipe(Magnitude()).uses == frozenset()
+    assert Recipe(Wanda()).uses == {"input_norm"}
+    assert Recipe(Magnitude(), refine=DSnoT()).uses == frozenset(DSnoT().uses)
+    assert Recipe(RIA(alpha=0.0)).uses == frozenset()
+
+
+def test_patterns_are_read_from_text():
+    assert parse_pattern("2:4") == NM(2, 4)
+    assert parse_pattern("4:8", sparsity=0.9, group="layer") == NM(4, 8)
+    assert parse_pattern("unstructured", 0.7, "layer") == Unstructured(0.7, "layer")
+
+
+@pytest.mark.parametrize(
+    ("plain", "words"),
+    [
+        ({}, ["needs a score"]),
+        ({"score": None}, ["score of a recipe"]),
+        ({"score": "ria"}, ["score of a recipe", "'ria'"]),
+        ({"score": {"name": "ra"}}, ["unknown score 'ra'", "ria"]),
+        ({"score": {"alpha": 1.0}}, ["unknown score 'None'"]),
+        ({"score": {"name": ["ria"]}}, ["unknown score"]),
+        ({"score": {"name": "ria", "alfa": 1.0}}, ["hyperparameter of ria 'alfa'", "alpha"]),
+        ({"score": {"name": "ria", "alpha": "1"}}, ["alpha", "float", "'1'"]),
+        ({"score": {"name": "ria", "alpha": True}}, ["alpha", "True"]),
+        ({"score": {"name": "ria", "alpha": None}}, ["alpha", "None"]),
+        ({"score": {"name": "symmetric", "squared": 1}}, ["squared", "bool"]),
+        ({"score": {"name": "stochria", "seed": 0.5}}, ["seed", "int"]),
+        ({"score": {"name": "ria"}, "patern": {"name": "nm"}}, ["patern", "pattern"]),
+        ({"score": {"name": "ria"}, "pattern": None}, ["pattern of a recipe"]),
+        ({"score": {"name": "ria"}, "pattern": {"name": "nm", "n": 5, "m": 4}}, ["5:4"]),
+        ({"score": {"name": "ria"}, "pattern": {"name": "unstructured", "sparsity": 1.0}}, ["[0, 1)"]),
+        ({"score": {"name": "ria"}, "refine": {"name": "dsnott"}}, ["unknown refine", "dsnot"]),
+    ],
+)
+def test_plain_data_that_is_no_recipe_is_refused_with_what_is_wrong(plain, words):
+    with pytest.raises(UserError) as error:
+        Recipe.from_dict(plain)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("text", ["", "(", "ria(", "ria(0.5)", "a.b", "1", "ria()()", "ria(alpha=x)", "ria(**{})(1)", "lambda: 0", "ria;wanda"])
+def test_text_that_is_no_method_is_refused(text):
+    with pytest.raises(UserError, match="cannot read the score|unknown score"):
+        parse_method("score", text, SCORES)
+
+
+@given(st.text(max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_any_text_is_a_method_or_refused_in_one_line(text):
+    try:
+        score = parse_method("score", text, SCORES)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert method_dict(score)["name"] in text
+
+
+@pytest.mark.parametrize("text", ["", "2:", ":4", "2:4:8", "two:four", "-2:4", "2 : 4", "Unstructured"])
+def test_text_that_is_no_pattern_is_refused(text):
+    with pytest.raises(UserError, match="unknown pattern"):
+        parse_pattern(text)
