@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from symprune._types import Windows
-from symprune.errors import UserError
+from symprune.errors import UserError, unknown
 from symprune.models import decoder_layers, max_seq_len, named_linears, prunable_linears, weight_view
 from symprune.progress import track
-from symprune.stats import LayerStats, Moments, StatsAccumulator
+from symprune.stats import LayerStats, Moments, StatsAccumulator, at_least_float32
 
 OUTPUT_SIDES = ("activations", "gradients")
 
@@ -121,6 +121,39 @@ def gather(
     for index in track(range(len(runner.layers)), "calibrating", progress):
         found += runner.collect(index, uses, keep=True).values()
     return dict(zip(named_linears(model), found, strict=True))
+
+
+@torch.no_grad()
+def linear_activations(model: nn.Module, windows: Windows, names: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the linears of these full names receive [tokens, d_in] and give [tokens, d_out] in the dense model, on the CPU.
+
+    Everything is kept, so for a few linears and windows. Raises UserError for a name that is no prunable linear's.
+    """
+    linears = named_linears(model)
+    seen: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    handles = []
+    check_windows(model, windows)
+
+    def hook(name: str):
+        def observe(linear: nn.Module, args: tuple, out: Tensor) -> None:
+            for kept, tensor in zip(seen[name], (args[0], out), strict=True):
+                kept.append(at_least_float32(tensor.flatten(0, -2)).cpu())
+
+        return observe
+
+    try:
+        for name in names:
+            if name not in linears:
+                raise unknown("linear", name, linears)
+            seen[name] = [], []
+            handles.append(linears[name].register_forward_hook(hook(name)))
+        device = next(model.parameters()).device
+        for window in windows:
+            model(input_ids=window[None].to(device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (torch.cat(inputs), torch.cat(outputs)) for name, (inputs, outputs) in seen.items()}
 
 
 def check_windows(model: nn.Module, windows: Windows) -> None:

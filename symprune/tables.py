@@ -137,9 +137,13 @@ def save_table(table: pd.DataFrame, profile: str, name: str, data: pd.DataFrame 
     folder = paths.figures(profile)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"table_{name}.md", table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n")
-    data = table.reset_index() if data is None else data.drop(columns=["window_losses", "recipe_key"], errors="ignore")
-    write_whole(folder / f"table_{name}.csv", data.to_csv(index=False))
+    write_whole(folder / f"table_{name}.csv", (table.reset_index() if data is None else measurements(data)).to_csv(index=False))
     return table
+
+
+def measurements(rows: pd.DataFrame) -> pd.DataFrame:
+    """What of measured rows goes into a CSV: all but the losses of every window, which the records keep."""
+    return rows.drop(columns=["window_losses", "recipe_key"], errors="ignore")
 
 
 def saved_tables(profile: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The command line: good runs write what they say, bad input gets one line and leaves nothing behind."""
 
+import functools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from symprune import paths
 from symprune.cli import main
-from symprune.models import load_model, named_linears
+from symprune.models import load_model, load_tokenizer, named_linears
 from symprune.recipe import Recipe
 from symprune.results import Record
 
@@ -54,9 +55,13 @@ def refused(capsys, tmp_path, monkeypatch):
     return run
 
 
+_load_tokenizer_once = functools.cache(load_tokenizer)
+
+
 @pytest.fixture
-def small(checkpoint, corpus):
-    """Arguments of a small prune, options appended override them."""
+def small(checkpoint, corpus, monkeypatch):
+    """Arguments of a small prune, options appended override them; a tokenizer is read once for all of these tests."""
+    monkeypatch.setattr("symprune.models.load_tokenizer", _load_tokenizer_once)
     return ["prune", checkpoint, "--corpus", corpus, "--seq-len", 32, "--n-calib", 2, "--out", "out/pruned"]
 
 

