@@ -30,17 +30,18 @@ dtype = "float32"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
-seeds = [0, 1]
+seeds = [0]
 evaluation_corpus = "embedded"
 n_eval = 2
 batch_size = 1
+refinement_starts = ["wanda"]
 refined_sparsities = [0.7]
 digits = 2
 
 # %%
 import pandas as pd
 
-from symprune import RIA, DSnoT, Magnitude, R2DSnoT, Recipe, Unstructured, Wanda
+from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured, Wanda
 from symprune.experiment import Experiment
 from symprune.figures import perplexity_dots, save_figure
 from symprune.swap import ExactSwap
@@ -59,7 +60,7 @@ protocol = dict(
     profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
     seq_len=seq_len, evaluation_corpus=evaluation_corpus, n_eval=n_eval, batch_size=batch_size, propagate="dense",
 )  # fmt: skip
-starts = [Magnitude(), Wanda(), RIA(alpha=0.5)]
+starts = [SCORES[name]() for name in refinement_starts]
 refiners = [None, DSnoT(), R2DSnoT()]
 
 # %%
@@ -117,7 +118,7 @@ verdicts = [
     judge(f"{model}, 60 %, from {start}: {names[a]} loses less than {names[b]}", paired(of[of["refine"] == a], of[of["refine"] == b]))
     for model in models
     for a, b, frame in pairs
-    for start in ("magnitude", "wanda", "ria")
+    for start in refinement_starts
     for of in [frame[(frame["model"] == model) & (frame["method"] == start)]]
 ]
 save_verdicts(verdicts, profile, "06_dsnot")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from symprune._types import Windows
 from symprune.errors import UserError, unknown
-from symprune.models import decoder_layers, max_seq_len, named_linears, prunable_linears, weight_view
+from symprune.models import decoder_layers, linears_by_layer, max_seq_len, named_linears, weight_view
 from symprune.progress import track
 from symprune.stats import LayerStats, Moments, StatsAccumulator, at_least_float32
 
@@ -39,6 +39,7 @@ class LayerRunner:
     def __init__(self, model: nn.Module, windows: Windows, batch_size: int = 1):
         check_windows(model, windows)
         self.layers = decoder_layers(model)
+        self.linears = linears_by_layer(model)
         self.hidden: list[Tensor] = []  # what enters the next decoder layer, batch by batch
         self._calls: dict[int, list[Call]] = {}  # by batch size: masks and positions have its shape
         device = next(model.parameters()).device
@@ -58,8 +59,8 @@ class LayerRunner:
                 self.hidden[position] = _hidden_states(out)
 
     def collect(self, index: int, uses: Collection[str], keep: bool = False) -> dict[str, LayerStats]:
-        """Statistics of the linears of decoder layer `index`, by their name in it, from one pass over all hidden states."""
-        with collecting(prunable_linears(self.layers[index]), uses) as accumulators:
+        """Statistics of the linears of decoder layer `index`, by full name, from one pass over all hidden states."""
+        with collecting(self.linears[index], uses) as accumulators:
             self.run(index, keep)
         return {name: accumulator.finish() for name, accumulator in accumulators.items()}
 
@@ -117,10 +118,10 @@ def gather(
     if output_side == "gradients" and "output_norm" in uses:
         return _gather_with_gradients(model, windows, uses, progress)
     runner = LayerRunner(model, windows, batch_size)
-    found = []
+    statistics: dict[str, LayerStats] = {}
     for index in track(range(len(runner.layers)), "calibrating", progress):
-        found += runner.collect(index, uses, keep=True).values()
-    return dict(zip(named_linears(model), found, strict=True))
+        statistics |= runner.collect(index, uses, keep=True)
+    return statistics
 
 
 @torch.no_grad()

@@ -41,6 +41,8 @@ class Perplexity(float):
         return float(self) * torch.tensor(self.losses, dtype=torch.float64).std().item() / math.sqrt(self.n_windows)
 
     def __repr__(self) -> str:
+        if self.n_windows < 2:
+            return f"{float(self):.2f} (one window of {self.seq_len} tokens)"
         return f"{float(self):.2f} ± {self.stderr:.2f} (standard error over {self.n_windows} windows of {self.seq_len} tokens)"
 
 

@@ -87,8 +87,9 @@ class Experiment:
     def compare_masks(self, pairs: Sequence[tuple[Recipe, Recipe]]):
         """One row per model, seed and pair (recipe, reference): overlap of their masks, and how evenly the recipe keeps.
 
-        Jaccard overlap, and normalised entropy over rows and columns, see `symprune.overlap`. Masks follow from statistics of the dense model; no weight is
-        changed, nothing is evaluated. Values are means over the linears (pandas); each linear's stand in columns `linear_*`. Raises UserError unless propagate is "dense".
+        Jaccard overlap, and normalised entropy over rows and columns, see `symprune.overlap`: means over the linears (pandas),
+        each linear's in columns `linear_*`. Masks follow from statistics of the dense model; no weight is changed, nothing is
+        evaluated. Raises UserError unless propagate is "dense".
         """
         import pandas as pd
 
@@ -312,6 +313,7 @@ def _row(record: Record) -> dict:
         "perplexity_stderr": record.metrics["perplexity_stderr"],
         "window_losses": record.metrics["window_losses"],
         **(_hyperparameters("score", recipe.score) | _hyperparameters("refine", recipe.refine) if recipe else {}),
+        **_refinement(record.metrics.get("refined", {})),
         "recipe_key": recipe.key if recipe else "dense",
         "record": record.key,
     }
@@ -347,3 +349,12 @@ def _mask(name: str, weight: torch.Tensor, scores: torch.Tensor, stats: LayerSta
     if recipe.refine and recipe.refine.linears in ("all", models.role(name)):
         mask = recipe.refine.run(weight, mask, stats, recipe.pattern).mask
     return mask
+
+
+def _refinement(linears: dict[str, dict]) -> dict:
+    """What a refinement did to a whole model: sums over its linears, and the mean over them of a row's mean error."""
+    if not linears:
+        return {}
+    of = {field: [linear[field] for linear in linears.values()] for field in ("n_rows", "swaps", "error_before", "error_after")}
+    before, after = (sum(of[field]) / len(linears) for field in ("error_before", "error_after"))
+    return {"rows refined": sum(of["n_rows"]), "swaps": sum(of["swaps"]), "error before": before, "error after": after}

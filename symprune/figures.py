@@ -1,5 +1,6 @@
 """Figures in one style: the same method has the same colour and marker everywhere. With `tables`, the only writer under figures/."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -47,15 +48,17 @@ def method_style(method: str) -> dict:
 
 
 def perplexity_dots(frame: pd.DataFrame, columns: str = "pattern", index: str = "method") -> Figure:
-    """Perplexity by method, one panel per pattern: a dot per seed, mean and standard deviation, the dense model as a line."""
-    panels = [name for name in frame[columns].unique() if name != "dense"]
+    """Perplexity by method, one panel per model and pattern: a dot per seed, mean and standard deviation, the dense model as a line."""
+    models, patterns = frame["model"].unique(), [name for name in frame[columns].unique() if name != "dense"]
     is_dense = frame["method"] == "dense"
-    dense, methods = frame.loc[is_dense, "perplexity"], list(dict.fromkeys(frame.loc[~is_dense, index]))
+    methods = list(dict.fromkeys(frame.loc[~is_dense, index]))
     with plt.rc_context(STYLE):
-        size = (0.065 * max(map(len, methods)) + 2.2 * len(panels), 1.0 + 0.27 * len(methods))
-        fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
-        for ax, panel in zip(axes[0], panels, strict=True):
-            rows = frame[frame[columns] == panel]
+        size = (0.065 * max(map(len, methods)) + 2.2 * len(patterns), 0.5 + len(models) * (0.5 + 0.27 * len(methods)))
+        shape = len(models), len(patterns)
+        fig, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
+        for ax, (model, panel) in zip(axes.flat, itertools.product(models, patterns), strict=True):
+            rows = frame[(frame["model"] == model) & (frame[columns] == panel)]
+            dense = frame.loc[(frame["model"] == model) & is_dense, "perplexity"]
             for y, method in enumerate(methods):
                 values, style = rows.loc[rows[index] == method, "perplexity"], method_style(method)
                 ax.plot(values, [y] * len(values), linestyle="none", markersize=4.5, **style)
@@ -63,7 +66,7 @@ def perplexity_dots(frame: pd.DataFrame, columns: str = "pattern", index: str = 
                     ax.errorbar(values.mean(), y + 0.3, xerr=values.std(), color=style["color"], capsize=2, linewidth=1)
             if len(dense):
                 ax.axvline(dense.iloc[0], color="black", linewidth=0.9, linestyle=":", label="dense")
-            ax.set(xscale="log", yticks=range(len(methods)), yticklabels=methods, title=panel)
+            ax.set(xscale="log", yticks=range(len(methods)), yticklabels=methods, title=panel if len(models) == 1 else f"{model}\n{panel}")
         axes[0][0].invert_yaxis()
         axes[0][-1].legend(loc="lower right", fontsize=7)
         fig.supxlabel("perplexity (lower is better)", fontsize=9)
@@ -71,16 +74,118 @@ def perplexity_dots(frame: pd.DataFrame, columns: str = "pattern", index: str = 
     return fig
 
 
-def perplexity_curves(frame: pd.DataFrame, x: str, label: str, log_x: bool = False, hue: str = "method") -> Figure:
-    """Perplexity against a swept quantity, one curve per method, bars of one standard deviation over seeds."""
+def perplexity_curves(
+    frame: pd.DataFrame, x: str, label: str, log_x: bool = False, hue: str = "method", categorical: bool = False
+) -> Figure:
+    """Perplexity against a swept quantity, one curve per method (or `hue`), see `sweep_curves`."""
+    return sweep_curves(frame, x, label, {"perplexity": "perplexity (lower is better)"}, hue, log_x, categorical, log_y=True)
+
+
+def sweep_curves(
+    frame: pd.DataFrame,
+    x: str,
+    label: str,
+    values: dict[str, str],
+    hue: str = "method",
+    log_x: bool = False,
+    categorical: bool = False,
+    log_y: bool = False,
+) -> Figure:
+    """Values against a swept quantity: a panel per model and value, a curve per `hue`, bars of one standard deviation over repetitions.
+
+    values: column -> label of the axis. Rows without the quantity (x missing) are level lines. categorical: equally spaced, in order,
+    so that infinity has a place.
+    """
+    models = list(frame["model"].unique()) if "model" in frame else [None]
     with plt.rc_context(STYLE):
-        fig, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-        for name, rows in summarise(frame, by=[hue, x]).groupby(hue, sort=False):
-            ax.errorbar(rows[x], rows["mean"], yerr=rows["std"].fillna(0), capsize=3, label=name, markersize=5, **method_style(name))
-        ax.set(xlabel=label, ylabel="perplexity (lower is better)", yscale="log")
-        if log_x:
-            ax.set_xscale("log")
-        _plain_log_ticks(ax, "y")
+        size = (4.6, 3.2) if len(values) == 1 else (3.3 * len(values), 3.0)
+        fig, axes = plt.subplots(len(models), len(values), figsize=(size[0], size[1] * len(models)), squeeze=False, layout="constrained")
+        for model, row in zip(models, axes, strict=True):
+            rows = frame if model is None else frame[frame["model"] == model]
+            for (value, name), ax in zip(values.items(), row, strict=True):
+                _sweep(ax, rows, x, value, hue, categorical)
+                ax.set(xlabel=label, ylabel=name, title=model if len(models) > 1 else "")
+                if log_x and not categorical:
+                    ax.set_xscale("log")
+                    _plain_log_ticks(ax, "x")
+                if log_y:
+                    ax.set_yscale("log")
+                    _plain_log_ticks(ax, "y")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=min(4 if len(values) > 1 else 3, len(labels)), fontsize=8)
+    return fig
+
+
+def _sweep(ax: Axes, frame: pd.DataFrame, x: str, value: str, hue: str, categorical: bool) -> None:
+    swept, level = frame[frame[x].notna()], frame[frame[x].isna()]
+    positions = sorted(swept[x].unique())
+    styles = _hue_styles(hue, list(swept[hue].unique()), list(level["method"].unique()))
+    for name, rows in summarise(swept, value, by=[hue, x]).groupby(hue, sort=False):
+        rows = rows.sort_values(x)
+        at = [positions.index(v) for v in rows[x]] if categorical else rows[x]
+        ax.errorbar(at, rows["mean"], yerr=rows["std"].fillna(0), capsize=3, markersize=5, label=_hue_label(hue, name), **styles[name])
+    for (method, name), rows in level.groupby(["method", hue] if hue != "method" else ["method", "method"], sort=False, dropna=False):
+        of_a_curve = name in styles and hue != "method"
+        colour = styles[name]["color"] if of_a_curve else "black" if method == "dense" else method_style(method)["color"]
+        label = f"{method}, {_hue_label(hue, name)}" if of_a_curve and len(styles) > 1 else method
+        ax.axhline(rows[value].mean(), color=colour, linewidth=1, linestyle=":" if method == "dense" else "--", label=label)
+    if categorical:
+        ax.set_xticks(range(len(positions)), ["∞" if p == math.inf else f"{p:g}" if isinstance(p, float) else str(p) for p in positions])
+
+
+def _hue_styles(hue: str, names: list, methods: list[str]) -> dict:
+    """A style for each curve: its method's own, or one that none of the methods drawn beside it has."""
+    if hue == "method":
+        return {name: method_style(name) for name in names}
+    taken = {method_style(method)["color"] for method in methods}
+    free = [{"color": colour, "marker": marker} for colour, marker in zip(_COLOURS, _MARKERS, strict=True) if colour not in taken]
+    return {name: free[1:][place % (len(free) - 1)] for place, name in enumerate(names)}
+
+
+def _hue_label(hue: str, name: object) -> str:
+    if isinstance(name, str):
+        return name
+    return f"{hue.rsplit('.', 1)[-1]} = {name:g}" if isinstance(name, float) else f"{hue} = {name}"
+
+
+def prediction_dots(frame: pd.DataFrame) -> Figure:
+    """How far g of a whole mask is from what single removals predict: a row per method and construction, a dot per sparsity.
+
+    Left g over the sum of the costs, right the squared g over the sum of the squared costs; medians over linears, darker is sparser.
+    """
+    medians = frame.groupby(["method", "construction", "sparsity"], sort=False)[["ratio", "ratio_squared"]].median().reset_index()
+    names = list(dict.fromkeys(zip(medians["method"], medians["construction"], strict=True)))
+    sparsities = sorted(medians["sparsity"].unique())
+    shades = plt.get_cmap("Blues")(np.linspace(0.35, 1, len(sparsities)))
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(1, 2, figsize=(7.2, 0.9 + 0.22 * len(names)), sharey=True, layout="constrained")
+        for ax, value, label in zip(
+            axes, ("ratio", "ratio_squared"), ("$g$ / sum of costs", "squared $g$ / sum of squared costs"), strict=True
+        ):
+            for shade, sparsity in zip(shades, sparsities, strict=True):
+                rows = medians[medians["sparsity"] == sparsity]
+                at = [names.index(name) for name in zip(rows["method"], rows["construction"], strict=True)]
+                ax.plot(rows[value], at, linestyle="none", marker="o", markersize=4.5, color=shade, label=f"{sparsity:.0%} removed")
+            ax.axvline(1, color="black", linewidth=0.9, linestyle=":")
+            ax.set(xscale="log", xlabel=label)
+            _plain_log_ticks(ax, "x")
+        axes[0].set(yticks=range(len(names)), yticklabels=[f"{method}: {construction}" for method, construction in names])
+        axes[0].invert_yaxis()
+        fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(sparsities), fontsize=8)
+    return fig
+
+
+def agreement_curves(frame: pd.DataFrame) -> Figure:
+    """Overlap of SymWanda's masks with Wanda's and with magnitude pruning's against the scale of y: mean over linears, and their range."""
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
+        for name in ("wanda", "magnitude"):
+            by_scale, style = frame.groupby("scale")[name], method_style(name)
+            ax.plot(by_scale.mean(), label=f"with {name}", markersize=5, **style)
+            ax.fill_between(by_scale.mean().index, by_scale.min(), by_scale.max(), color=style["color"], alpha=0.12, linewidth=0)
+        smallest = frame.loc[frame["scale"] > 0, "scale"].min()
+        ax.set_xscale("symlog", linthresh=smallest)
+        ax.set(xlabel="factor on y", ylabel="Jaccard overlap of masks", ylim=(None, 1.02), xlim=(0, None))
         ax.legend(fontsize=8)
     return fig
 
@@ -114,12 +219,15 @@ def save_figure(fig: Figure, profile: str, name: str, data: pd.DataFrame | None 
 
 def _plain_log_ticks(ax: Axes, which: str) -> None:
     """Ticks at round numbers within the axis, written out, few enough not to collide."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     axis = ax.xaxis if which == "x" else ax.yaxis
     low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps: Sequence[int] = (1, 2, 5) if math.log10(high / low) < 1.5 else (1, 3) if math.log10(high / low) < 2.2 else (1,)
-    axis.set_major_locator(FixedLocator([tick for d in decades for step in steps if low <= (tick := step * 10.0**d) <= high]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    ticks = [tick for d in decades for step in steps if low <= (tick := step * 10.0**d) <= high]
+    if len(ticks) < 3 and high < 10 * low:  # a narrow range: evenly spaced instead
+        ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if value >= 1 else f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -118,10 +118,15 @@ def prunable_linears(layer: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in linears.items() if name.rsplit(".", 1)[-1] not in ("router", "gate")}
 
 
+def linears_by_layer(model: nn.Module) -> list[dict[str, nn.Module]]:
+    """The prunable linears of every decoder layer, by their full name in the model."""
+    prefixes = {module: name for name, module in model.named_modules()}
+    return [{f"{prefixes[layer]}.{name}": linear for name, linear in prunable_linears(layer).items()} for layer in decoder_layers(model)]
+
+
 def named_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Every prunable linear by its full name in the model, decoder layer by decoder layer."""
-    prefixes = {module: name for name, module in model.named_modules()}
-    return {f"{prefixes[layer]}.{name}": linear for layer in decoder_layers(model) for name, linear in prunable_linears(layer).items()}
+    return {name: linear for layer in linears_by_layer(model) for name, linear in layer.items()}
 
 
 def weight_view(linear: nn.Module) -> Weight:

@@ -10,7 +10,7 @@ from torch import nn
 from symprune._types import Mask, Windows
 from symprune.calibrate import LayerRunner, gather
 from symprune.errors import UserError, unknown
-from symprune.models import decoder_layers, named_linears, prunable_linears, role, weight_view
+from symprune.models import named_linears, role, weight_view
 from symprune.progress import track
 from symprune.recipe import Recipe
 from symprune.stats import LayerStats
@@ -99,7 +99,7 @@ def prune(
     calibration: windows of tokens [n, seq_len], or for propagate="dense" the statistics of `gather`, or None for a recipe
     that uses no statistics. propagate: "pruned" runs each pruned layer again, so the next one is calibrated on what it will
     receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense model.
-    Raises UserError, before anything is changed, for a width the pattern cannot take or missing statistics; NaN is named where met.
+    Raises UserError, before anything is changed, for a width the pattern cannot take, a broken weight or missing statistics.
     """
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
@@ -124,15 +124,12 @@ def prune(
         prune_layer(track(linears, "pruning", progress), stats)
     else:
         runner = LayerRunner(model, _require_windows(calibration, recipe), batch_size)
-        names = iter(linears)
-        last = len(decoder_layers(model)) - 1
-        for index, layer in enumerate(track(decoder_layers(model), "pruning", progress)):
-            local = runner.collect(index, recipe.uses)
-            full = {next(names): local[name] for name in prunable_linears(layer)}
+        for index in track(range(len(runner.layers)), "pruning", progress):
+            stats = runner.collect(index, recipe.uses)
             clock.lap("calibrate")
-            prune_layer(full, full)
+            prune_layer(stats, stats)
             clock.lap("prune")
-            if index < last:
+            if index + 1 < len(runner.layers):
                 runner.run(index)
     clock.lap("prune" if not recipe.uses or propagate == "dense" else "calibrate")
     masks = {linear.name: mask for linear, mask in done} if keep_masks else {}
@@ -141,8 +138,6 @@ def prune(
 
 def _prune_linear(name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe) -> tuple[PrunedLinear, Mask]:
     weight = weight_view(linear)
-    if not torch.isfinite(weight).all():
-        raise UserError(f"NaN or inf in the weight of {name}: the checkpoint is broken")
     mask = recipe.pattern(recipe.score(weight, stats))
     refined = None
     if recipe.refine and recipe.refine.linears in ("all", role(name)):
@@ -160,6 +155,8 @@ def _check(linears: Mapping[str, nn.Module], recipe: Recipe) -> None:
             recipe.pattern.check(*weight_view(linear).shape)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+        if not torch.isfinite(linear.weight).all():
+            raise UserError(f"NaN or inf in the weight of {name}: the checkpoint is broken")
 
 
 def _require_windows(calibration: Windows | None, recipe: Recipe) -> Windows:

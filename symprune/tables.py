@@ -24,9 +24,11 @@ def summarise(frame: pd.DataFrame, value: str = "perplexity", by: Sequence[str] 
 def perplexity_table(frame: pd.DataFrame, digits: int = 4, index: Sequence[str] = ("method",), columns: str = "pattern") -> pd.DataFrame:
     """Perplexities as `mean ± standard deviation`, one row per method and one column per pattern; the dense model stands in every column.
 
-    Without a deviation where there was one measurement: the dense model, and methods that use no calibration data.
+    Without a deviation where there was one measurement: the dense model, and methods that use no calibration data. In a sweep
+    (an index such as "score.p") a row without the swept hyperparameter goes by its method's name.
     """
-    names = [name for name in frame[columns].unique() if name != "dense"]
+    frame = named(frame, index)
+    names = [name for name in frame[columns].unique() if name != "dense" and pd.notna(name)]
     dense = frame[frame["method"] == "dense"]
     rows = pd.concat([frame[frame["method"] != "dense"], *(dense.assign(**{columns: name}) for name in names)]) if names else dense
     summary = summarise(rows, by=[*dict.fromkeys([*index, columns])])
@@ -36,6 +38,11 @@ def perplexity_table(frame: pd.DataFrame, digits: int = 4, index: Sequence[str] 
     table = table.loc[[key if len(index) > 1 else key[0] for key in order]]
     table.columns.name = None
     return table
+
+
+def named(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The frame with the method's name in these columns where they are empty: hyperparameters that it does not have."""
+    return frame.assign(**{name: frame[name].astype(object).where(frame[name].notna(), frame["method"]) for name in columns})
 
 
 def mean_and_std(mean: float, std: float, digits: int) -> str:
@@ -52,12 +59,19 @@ def decimals_of(value: float, digits: int) -> int:
 
 @dataclass(frozen=True)
 class Paired:
-    """A paired comparison over evaluation windows: perplexity of a over perplexity of b, with a 95 % interval."""
+    """A paired comparison over evaluation windows: perplexity of a over perplexity of b, with a 95 % interval.
+
+    comparisons: how many are made of which any may decide; the interval is widened so that all hold together with 95 %
+    (Bonferroni). what, over: what else is compared, over what else.
+    """
 
     ratio: float
     low: float
     high: float
     n_windows: int
+    comparisons: int = 1
+    what: str = "perplexity"
+    over: str = "windows"
 
     @property
     def decided(self) -> bool:
@@ -66,26 +80,41 @@ class Paired:
 
     def __str__(self) -> str:
         interval = f"{self.low - 1:+.1%} to {self.high - 1:+.1%}"
-        return f"{self.ratio - 1:+.1%} perplexity (95 % interval {interval}, paired over {self.n_windows} windows)"
+        jointly = f" for {self.comparisons} comparisons together" if self.comparisons > 1 else ""
+        return f"{self.ratio - 1:+.1%} {self.what} (95 % interval {interval}{jointly}, paired over {self.n_windows} {self.over})"
 
 
-def paired(a: pd.DataFrame, b: pd.DataFrame) -> Paired:
+def paired(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:
     """Compare two sets of rows on the same windows: losses averaged over seeds, differences per window, Student's t over windows.
 
     The interval covers the choice of evaluation text; the calibration seeds' spread is shown in the tables.
     Raises ValueError if a side has no rows, or the rows were not measured on as many windows.
     """
-    from scipy import stats
-
     if len({len(losses) for rows in (a, b) for losses in rows["window_losses"]}) != 1 or a.empty or b.empty:
         raise ValueError(f"cannot pair {len(a)} rows with {len(b)}: both sides need rows, all on the same evaluation windows")
     losses = [np.mean(np.array(rows["window_losses"].tolist()), axis=0) for rows in (a, b)]
-    difference = losses[0] - losses[1]
+    return paired_logs(losses[0] - losses[1], comparisons)
+
+
+def paired_logs(difference: Sequence[float] | np.ndarray, comparisons: int = 1, what: str = "perplexity", over: str = "windows") -> Paired:
+    """The comparison that follows from log a - log b of each pair, by Student's t."""
+    from scipy import stats
+
+    difference = np.asarray(difference, dtype=float)
     n = len(difference)
     mean, error = float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
-    reach = float(stats.t.ppf(0.975, n - 1)) * error if n > 1 else math.inf
+    reach = float(stats.t.ppf(1 - 0.025 / comparisons, n - 1)) * error if n > 1 else math.inf
     bounds = [math.exp(min(max(x, -700), 700)) for x in (mean, mean - reach, mean + reach)]
-    return Paired(*bounds, n_windows=n)
+    return Paired(*bounds, n_windows=n, comparisons=comparisons, what=what, over=over)
+
+
+def paired_unevenness(a: pd.DataFrame, b: pd.DataFrame, lines: str) -> Paired:
+    """Compare how unevenly masks keep weights over "rows" or "columns", by 1 - normalised entropy, linear by linear.
+
+    a, b: rows of `Experiment.compare_masks`; entropies are averaged over repetitions.
+    """
+    logs = [np.log(1 - np.array(rows[f"linear_entropy_{lines}"].tolist()).mean(axis=0)) for rows in (a, b)]
+    return paired_logs(logs[0] - logs[1], what=f"unevenness over {lines}", over="linears")
 
 
 @dataclass(frozen=True)
@@ -143,7 +172,7 @@ def save_table(table: pd.DataFrame, profile: str, name: str, data: pd.DataFrame 
 
 def measurements(rows: pd.DataFrame) -> pd.DataFrame:
     """What of measured rows goes into a CSV: all but the losses of every window, which the records keep."""
-    return rows.drop(columns=["window_losses", "recipe_key"], errors="ignore")
+    return rows.drop(columns=[name for name in rows if name in ("window_losses", "recipe_key") or name.startswith("linear_")])
 
 
 def saved_tables(profile: str) -> dict[str, str]:

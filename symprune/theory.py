@@ -58,7 +58,7 @@ def removal_identity(weight: Weight, inputs: LinearInputs, outputs: LinearOutput
     import pandas as pd
 
     weight, inputs, outputs = weight.double(), inputs.double(), outputs.double()
-    stats, rows = _statistics(inputs, outputs), []
+    stats, rows = statistics_of(inputs, outputs), []
     for name, score, construction, pair in _pairs(weight, inputs, outputs, scores):
         target, cost = score(weight, stats), torch.empty_like(weight)
         for j in range(weight.shape[1]):
@@ -88,22 +88,24 @@ def mask_prediction(
     """
     import pandas as pd
 
-    stats, rows = _statistics(inputs, outputs), []
+    stats, rows = statistics_of(inputs, outputs), []
+    no_X, no_Y = weight.new_zeros(1, weight.shape[1]), weight.new_zeros(weight.shape[0], 1)
     for name, score, construction, pair in _pairs(weight, inputs, outputs, scores):
         scaled, ranking = weight * pair.factor, score(weight, stats)
         costs = [removal_cost(scaled, pair.X, pair.Y, squared).double() for squared in (False, True)]
         for sparsity in sparsities:
             mask = Unstructured(sparsity, "output")(ranking)
-            after = [float(objective(scaled, scaled.masked_fill(~mask, 0), pair.X, pair.Y, squared)) for squared in (False, True)]
+            pruned = scaled.masked_fill(~mask, 0)
+            sides = float(objective(scaled, pruned, pair.X, no_Y)), float(objective(scaled, pruned, no_X, pair.Y))
             total, total_squared = (float(cost[~mask].sum()) for cost in costs)
             rows.append(
                 {
                     "method": name,
                     "construction": construction,
                     "sparsity": sparsity,
-                    "g": after[0],
+                    "g": sum(sides),
                     "sum": total,
-                    "g_squared": after[1],
+                    "g_squared": sum(side**2 for side in sides),
                     "sum_squared": total_squared,
                 }
             )
@@ -115,7 +117,7 @@ def symwanda_agreement(weight: Weight, inputs: LinearInputs, outputs: LinearOutp
     """Jaccard overlap of SymWanda's mask with Wanda's and with Magnitude's while y is multiplied by each of `scales` (pandas)."""
     import pandas as pd
 
-    stats = _statistics(inputs, outputs)
+    stats = statistics_of(inputs, outputs)
     wanda, magnitude = (pattern(score(weight, stats)) for score in (Wanda(), Magnitude()))
     rows = []
     for scale in scales:
@@ -147,6 +149,13 @@ def sampling_reads(weights: Sequence[Weight], betas: Sequence[float], samplings:
     return pd.DataFrame(rows)
 
 
+def statistics_of(inputs: LinearInputs, outputs: LinearOutputs) -> LayerStats:
+    """What calibration gathers from these inputs and outputs of one linear."""
+    accumulator = StatsAccumulator(inputs.shape[1], outputs.shape[1])
+    accumulator.update(inputs, outputs)
+    return accumulator.finish()
+
+
 def _count_reads(weight: Weight, beta: float, sampling: str, seed: int) -> Float[Tensor, "2"]:
     leaf = weight.clone().requires_grad_()
     with torch.enable_grad():
@@ -156,14 +165,8 @@ def _count_reads(weight: Weight, beta: float, sampling: str, seed: int) -> Float
     total = torch.zeros(2, dtype=torch.float64)
     for entries in read:
         padded = torch.nn.functional.pad(entries, (0, -weight.shape[1] % _LINE))
-        total += torch.tensor([int(entries.sum()), int(padded.view(-1, _LINE).any(dim=1).sum())], dtype=torch.float64)
+        total += torch.tensor([int(entries.sum()), int(padded.reshape(-1, _LINE).any(dim=1).sum())], dtype=torch.float64)
     return total
-
-
-def _statistics(inputs: LinearInputs, outputs: LinearOutputs) -> LayerStats:
-    accumulator = StatsAccumulator(inputs.shape[1], outputs.shape[1])
-    accumulator.update(inputs, outputs)
-    return accumulator.finish()
 
 
 def _pairs(weight: Weight, inputs: LinearInputs, outputs: LinearOutputs, scores: Scoring | None) -> Iterator[tuple[str, Any, str, Pair]]:

@@ -116,5 +116,5 @@ def test_windows_the_model_cannot_take_are_refused(n, seq_len, named):
 def test_broken_weights_are_named_where_they_show():
     model = tiny.model()
     decoder_layers(model)[1].self_attn.v_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"NaN or inf in the inputs of self_attn\.o_proj"):
+    with pytest.raises(UserError, match=r"NaN or inf in the inputs of model\.layers\.1\.self_attn\.o_proj"):
         gather(model, tiny.windows())

@@ -38,7 +38,7 @@ def score_matrices(draw, multiple: int = 1):
 def test_unstructured_removes_exactly_the_lowest_of_each_group(scores, sparsity, group):
     d_out, d_in = scores.shape
     rows = [[(i, j) for j in range(d_in)] for i in range(d_out)]
-    groups = rows if group == "output" else [sum(rows, [])]
+    groups = rows if group == "output" else [[index for row in rows for index in row]]
     expected = literal(scores, groups, [math.floor(sparsity * len(g)) for g in groups])
     assert torch.equal(Unstructured(sparsity, group)(scores), expected)
 

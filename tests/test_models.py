@@ -129,7 +129,7 @@ def test_a_local_folder_is_loaded_in_the_dtype_asked_for(checkpoint):
 
 def test_a_hub_id_is_sought_in_the_local_folder_first(checkpoint, tmp_path, monkeypatch):
     shutil.copytree(checkpoint, tmp_path / "some-org/some-model")
-    with pytest.raises(UserError, match="cannot reach the hub for some-org/some-model.*SYMPRUNE_DATA"):
+    with pytest.raises(UserError, match=r"cannot reach the hub for some-org/some-model.*SYMPRUNE_DATA"):
         models.locate("some-org/some-model")
     monkeypatch.setenv("SYMPRUNE_DATA", str(tmp_path))
     assert models.locate("some-org/some-model") == tmp_path / "some-org/some-model"

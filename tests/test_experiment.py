@@ -1,0 +1,231 @@
+"""An experiment measures every question once, resumes where it stopped, and names records by all they depend on."""
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from symprune import NM, RIA, DSnoT, Magnitude, Recipe, SymWanda, Unstructured, UserError, Wanda, models
+from symprune import experiment as module
+from symprune.experiment import Experiment
+
+MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), NM(2, 4))
+
+
+@pytest.fixture
+def protocol(checkpoint, corpus, tmp_path, monkeypatch) -> dict:
+    """A profile of the tiny checkpoint that keeps its records in a folder of its own."""
+    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path / "output"))
+    return {
+        "profile": "test",
+        "models": [str(checkpoint)],
+        "calibration_corpus": str(corpus),
+        "evaluation_corpus": str(corpus),
+        "n_calib": 2,
+        "n_eval": 3,
+        "seq_len": 32,
+        "seeds": [0, 1],
+    }
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list:
+    """What was measured, in order: the label of the recipe and the seed."""
+    seen = []
+    measure = module._Bench.measure
+
+    def watched(bench, recipe, seed):
+        seen.append((recipe.label if recipe else "dense", seed))
+        return measure(bench, recipe, seed)
+
+    monkeypatch.setattr(module._Bench, "measure", watched)
+    return seen
+
+
+def forbid(monkeypatch, *names: str) -> None:
+    def never(*_, **__):
+        raise AssertionError("not to be called")
+
+    for name in names:
+        monkeypatch.setattr(name, never)
+
+
+def test_rows_come_in_the_order_of_the_recipes_with_one_row_per_seed_that_matters(protocol):
+    rows = Experiment(**protocol).run([None, RIA_NM, MAGNITUDE, WANDA])
+    assert list(zip(rows["method"], rows["pattern"], strict=True)) == [
+        ("dense", "dense"),
+        ("ria", "2:4"),
+        ("ria", "2:4"),
+        ("magnitude", "0.5 per output"),
+        ("wanda", "0.5 per output"),
+        ("wanda", "0.5 per output"),
+    ]
+    assert rows["seed"].tolist()[1:3] == rows["seed"].tolist()[4:6] == [0, 1]
+    assert rows["seed"].isna().tolist() == [True, False, False, True, False, False]
+    assert rows["sparsity"].tolist() == [0, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert rows["record"].is_unique
+    assert all(len(losses) == 3 for losses in rows["window_losses"])
+
+
+def test_a_second_run_measures_nothing_and_does_not_load_the_model(protocol, measured, monkeypatch):
+    first = Experiment(**protocol).run([None, MAGNITUDE, WANDA])
+    assert measured == [("dense", 0), (MAGNITUDE.label, 0), (WANDA.label, 0), (WANDA.label, 1)]
+    forbid(monkeypatch, "symprune.models.load_model")
+    second = Experiment(**protocol).run([None, MAGNITUDE, WANDA])
+    assert len(measured) == 4
+    assert second.equals(first)
+
+
+def test_equal_recipes_are_asked_once(protocol, measured):
+    rows = Experiment(**{**protocol, "seeds": [0]}).run([Recipe(RIA(alpha=1)), Recipe(RIA(alpha=1.0)), Recipe(RIA(alpha=1.0))])
+    assert len(rows) == len(measured) == 1
+
+
+def test_a_run_that_died_goes_on_where_it_stopped(protocol, measured, monkeypatch):
+    real, calls = module.perplexity, []
+
+    def dies_at_the_third(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "perplexity", dies_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            Experiment(**protocol).run([None, MAGNITUDE, WANDA])
+    kept = {record.key for record in Experiment(**protocol).store}
+    assert len(kept) == 2
+    measured.clear()
+    rows = Experiment(**protocol).run([None, MAGNITUDE, WANDA])
+    assert measured == [(WANDA.label, 0), (WANDA.label, 1)]
+    assert kept < set(rows["record"])
+
+
+def test_after_an_error_the_same_experiment_measures_the_next_recipe_on_whole_weights(protocol, monkeypatch):
+    expected = Experiment(**{**protocol, "profile": "alone"}).record(protocol["models"][0], WANDA, 0)
+    experiment = Experiment(**protocol)
+
+    def fail(*_, **__):
+        raise RuntimeError("after pruning, before evaluation")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "perplexity", fail)
+        with pytest.raises(RuntimeError, match="after pruning"):
+            experiment.record(protocol["models"][0], MAGNITUDE)
+    assert experiment.record(protocol["models"][0], WANDA, 0).metrics["perplexity"] == expected.metrics["perplexity"]
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+def test_weights_are_put_back_so_the_order_of_recipes_does_not_matter(protocol, propagate):
+    recipes = [None, WANDA, Recipe(RIA(), Unstructured(0.8), DSnoT()), MAGNITUDE]
+    there = Experiment(**{**protocol, "profile": "there", "propagate": propagate}).run(recipes)
+    back = Experiment(**{**protocol, "profile": "back", "propagate": propagate}).run(recipes[::-1])
+    perplexities = [dict(zip(rows["record"], rows["perplexity"], strict=True)) for rows in (there, back)]
+    assert perplexities[0] == perplexities[1]
+    assert len(perplexities[0]) == 6
+
+
+def test_profiles_that_ask_the_same_share_their_keys(protocol):
+    keys = [Experiment(**{**protocol, **change}).record(protocol["models"][0], None).key for change in ({}, {"profile": "other"})]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "dense_changes", "magnitude_changes"),
+    [
+        ({"n_eval": 2}, True, True),
+        ({"evaluation_split": "validation"}, True, True),
+        ({"dtype": "bfloat16"}, True, True),
+        ({"n_calib": 3}, False, False),
+        ({"propagate": "dense"}, False, False),
+        ({"batch_size": 2}, False, False),
+    ],
+)
+def test_a_key_changes_with_what_its_answer_depends_on_and_with_nothing_else(protocol, change, dense_changes, magnitude_changes):
+    def keys(**changes):
+        bench = Experiment(**{**protocol, **changes})._set_up(protocol["models"][0])
+        return [module.Record(bench.question(recipe, 0), {}, {}).key for recipe in (None, MAGNITUDE, WANDA)]
+
+    before, after = keys(), keys(**change)
+    assert [a != b for a, b in zip(before, after, strict=True)] == [dense_changes, magnitude_changes, change != {"batch_size": 2}]
+
+
+def test_a_key_changes_with_the_weights_and_with_the_corpus_under_the_same_name(protocol, checkpoint, corpus, tmp_path):
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(checkpoint, model)
+    shutil.copy(corpus, text)
+    here = {**protocol, "models": [str(model)], "calibration_corpus": str(text)}
+
+    def key():
+        return module.Record(Experiment(**here)._set_up(str(model)).question(WANDA, 0), {}, {}).key
+
+    keys = [key()]
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    keys.append(key())
+    text.write_text("another " + text.read_text())
+    keys.append(key())
+    assert len(set(keys)) == 3
+
+
+def test_statistics_of_the_dense_model_are_gathered_once_for_many_recipes(protocol, monkeypatch):
+    real, gathered = module.gather, []
+
+    def watched(model, windows, uses, **options):
+        gathered.append(frozenset(uses))
+        return real(model, windows, uses, **options)
+
+    monkeypatch.setattr(module, "gather", watched)
+    Experiment(**{**protocol, "propagate": "dense", "seeds": [0]}).run([None, WANDA, Recipe(RIA()), RIA_NM, MAGNITUDE])
+    assert gathered == [{"input_norm"}]
+
+
+def test_gradients_are_another_question_than_activations(protocol):
+    dense = {**protocol, "propagate": "dense", "seeds": [0]}
+    model = protocol["models"][0]
+    sides = [Experiment(**{**dense, "output_side": side}).record(model, Recipe(SymWanda())) for side in ("activations", "gradients")]
+    assert sides[0].key != sides[1].key
+    assert sides[0].metrics["perplexity"] != sides[1].metrics["perplexity"]
+    assert [side.run["calibration"]["output_side"] for side in sides] == ["activations", "gradients"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"output_side": "gradients"}, "needs propagate 'dense'"),  # else activations would be measured and called gradients
+        ({"output_side": "gradient"}, "unknown output_side 'gradient': did you mean gradients"),
+        ({"propagate": "prune"}, "unknown propagate 'prune': did you mean pruned"),
+        ({"seeds": []}, "at least one model and one seed"),
+        ({"models": []}, "at least one model and one seed"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"n_calib": 0}, "n_calib must be at least 1, not 0"),
+        ({"n_eval": 0}, "n_eval must be at least 1, not 0"),
+        ({"seq_len": -1}, "seq_len must be at least 1, not -1"),
+    ],
+)
+def test_a_protocol_that_cannot_be_is_refused_before_anything_is_measured(protocol, change, words):
+    with pytest.raises(UserError, match=words):
+        Experiment(**{**protocol, **change})
+
+
+def test_a_grid_reports_its_progress_to_whoever_asked(protocol, tmp_path, monkeypatch):
+    import json
+
+    monkeypatch.setenv("SYMPRUNE_PROGRESS", str(tmp_path / "progress"))
+    Experiment(**protocol).run([None, WANDA])
+    reports = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()]
+    assert [(report["done"], report["total"]) for report in reports] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert ["dense" in reports[0]["label"], WANDA.label in reports[1]["label"], "seed 1" in reports[2]["label"]] == [True] * 3
+
+
+def test_two_models_are_measured_one_after_the_other(protocol, checkpoint, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    loaded, real = [], models.load_model
+    monkeypatch.setattr(models, "load_model", lambda name, *args: loaded.append(name) or real(name, *args))
+    rows = Experiment(**{**protocol, "models": [str(checkpoint), str(other)]}).run([None, MAGNITUDE, WANDA])
+    assert loaded == [str(checkpoint), str(other)]
+    assert rows["model"].tolist() == [str(checkpoint), str(other)] * 2 + [str(checkpoint)] * 2 + [str(other)] * 2
+    assert rows["record"].is_unique

@@ -1,0 +1,238 @@
+"""Tables, paired comparisons, verdicts and figures, against literal computations."""
+
+import csv
+import json
+import math
+import statistics
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from symprune import figures, paths, tables
+
+SPREAD = [("wanda", "50%", 0, 20.0), ("wanda", "50%", 1, 22.0), ("wanda", "2:4", 0, 40.0), ("wanda", "2:4", 1, 44.0)]
+SINGLE = [("dense", "dense", None, 10.0), ("magnitude", "50%", None, 31.4159), ("magnitude", "2:4", None, 1234.5)]
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    rows = pd.DataFrame(SINGLE + SPREAD, columns=["method", "pattern", "seed", "perplexity"])
+    return rows.assign(model="tiny", refine="none", window_losses=[[1.0, 2.0]] * len(rows), recipe_key="0", record="abc")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path))
+    return tmp_path / "figures" / "test"
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "digits", "text"),
+    [
+        (12.345, 0.567, 4, "12.35 ± 0.57"),
+        (12.345, math.nan, 4, "12.35"),
+        (9.9996, 0.1, 4, "10.000 ± 0.100"),
+        (1234.5, 56.7, 2, "1200 ± 100"),
+        (0.012345, 0.001, 2, "0.012 ± 0.001"),
+        (0.0, 0.0, 3, "0 ± 0"),
+        (math.inf, math.nan, 4, "inf"),
+    ],
+)
+def test_mean_and_deviation_are_shown_with_the_digits_of_the_mean(mean, std, digits, text):
+    assert tables.mean_and_std(mean, std, digits) == text
+
+
+def test_a_summary_is_mean_deviation_and_number(frame):
+    summary = tables.summarise(frame).set_index(["method", "pattern"])
+    assert summary.loc[("wanda", "50%"), ["mean", "std", "n"]].tolist() == [21.0, statistics.stdev([20.0, 22.0]), 2]
+    assert summary.loc[("magnitude", "50%"), "n"] == 1
+    assert math.isnan(summary.loc[("magnitude", "50%"), "std"])
+
+
+def test_a_perplexity_table_has_a_row_per_method_and_dense_in_every_column(frame):
+    table = tables.perplexity_table(frame)
+    assert table.index.tolist() == ["dense", "magnitude", "wanda"]
+    assert table.columns.tolist() == ["50%", "2:4"]
+    assert table.loc["dense"].tolist() == ["10.00", "10.00"]
+    assert table.loc["magnitude"].tolist() == ["31.42", "1234" if round(1234.5) == 1234 else "1235"]
+    assert table.loc["wanda"].tolist() == ["21.00 ± 1.41", "42.00 ± 2.83"]
+
+
+def test_a_method_that_was_not_measured_under_a_pattern_leaves_its_cell_empty(frame):
+    table = tables.perplexity_table(frame[~((frame["method"] == "wanda") & (frame["pattern"] == "2:4"))])
+    assert table.loc["wanda"].tolist() == ["21.00 ± 1.41", ""]
+
+
+def test_a_table_of_two_models_keeps_each_dense_row_to_its_model(frame):
+    both = pd.concat([frame, frame.assign(model="other", perplexity=frame["perplexity"] * 2)])
+    table = tables.perplexity_table(both, index=["model", "method"])
+    assert table.loc[("tiny", "dense"), "50%"] == "10.00"
+    assert table.loc[("other", "dense"), "2:4"] == "20.00"
+    assert table.loc[("other", "wanda"), "50%"] == "42.00 ± 2.83"
+    assert len(table) == 6
+
+
+def test_a_table_of_the_dense_model_alone_is_one_cell(frame):
+    assert tables.perplexity_table(frame[:1]).to_numpy().tolist() == [["10.00"]]
+
+
+def rows_of(*losses: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"window_losses": losses})
+
+
+def test_a_paired_comparison_is_students_t_over_windows():
+    a, b = [[3.0, 3.2, 2.9, 3.5], [3.2, 3.2, 3.1, 3.3]], [[3.3, 3.4, 3.0, 3.6]]
+    per_window = [(a[0][i] + a[1][i]) / 2 - b[0][i] for i in range(4)]
+    mean, error = statistics.mean(per_window), statistics.stdev(per_window) / 2
+    t = 3.182446305284263  # 97.5 % point for 3 degrees of freedom
+    found = tables.paired(rows_of(*a), rows_of(*b))
+    expected = [math.exp(mean), math.exp(mean - t * error), math.exp(mean + t * error)]
+    assert [found.ratio, found.low, found.high] == pytest.approx(expected, rel=1e-12)
+    assert found.n_windows == 4
+    assert found.decided == (not expected[1] <= 1 <= expected[2])
+
+
+def test_a_comparison_with_itself_or_on_one_window_decides_nothing():
+    same = tables.paired(rows_of([1.0, 2.0]), rows_of([1.0, 2.0]))
+    assert (same.ratio, same.low, same.high, same.decided) == (1, 1, 1, False)
+    single = tables.paired(rows_of([1.0]), rows_of([2.0]))
+    assert single.ratio == pytest.approx(math.exp(-1))
+    assert not single.decided
+
+
+@pytest.mark.parametrize(("a", "b"), [([], [[1.0, 2.0]]), ([[1.0, 2.0]], []), ([[1.0, 2.0]], [[1.0]]), ([[1.0], [1.0, 2.0]], [[1.0, 2.0]])])
+def test_rows_that_cannot_be_paired_never_become_a_verdict(a, b):
+    with pytest.raises(ValueError, match="cannot pair"):
+        tables.paired(rows_of(*a), rows_of(*b))
+
+
+@pytest.mark.parametrize(
+    ("low", "ratio", "high", "verdict"),
+    [(0.8, 0.9, 0.95, "reproduced"), (1.05, 1.1, 1.2, "not reproduced"), (0.9, 0.95, 1.1, "undecided"), (0.9, 1.0, 1.0, "undecided")],
+)
+def test_a_claim_is_decided_only_if_the_interval_leaves_out_one(low, ratio, high, verdict):
+    judged = tables.judge("a loses less than b", tables.Paired(ratio, low, high, 12))
+    assert (judged.claim, judged.verdict) == ("a loses less than b", verdict)
+    assert f"{ratio - 1:+.1%} perplexity" in judged.evidence
+    assert "12 windows" in judged.evidence
+
+
+def test_a_verdict_is_one_of_four_words():
+    with pytest.raises(ValueError, match="not 'probably'"):
+        tables.Verdict("claim", "probably", "")
+
+
+def test_verdicts_are_kept_by_notebook_and_gathered_on_a_page(folder):
+    tables.save_verdicts([tables.Verdict("±1 % better", "reproduced", "-1 %")], "test", "02_perplexity")
+    tables.save_verdicts([tables.Verdict("c", "undecided", "0 %"), tables.Verdict("d", "undecided", "1 %")], "test", "03_lp")
+    found = tables.load_verdicts("test")
+    assert found["notebook"].tolist() == ["02_perplexity", "03_lp", "03_lp"]
+    page = tables.verdict_page(found)
+    assert page.startswith("**1 reproduced, 2 undecided**")
+    assert "±1 % better" in page
+    assert page.index("### 02_perplexity") < page.index("### 03_lp")
+    assert tables.verdict_page(tables.load_verdicts("none")) == "**no verdicts yet**"
+
+
+def test_a_saved_table_is_shown_in_markdown_and_kept_unrounded_in_csv(folder, frame):
+    table = tables.perplexity_table(frame)
+    assert tables.save_table(table, "test", "02", data=frame) is table
+    lines = (folder / "table_02.md").read_text().splitlines()
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], lines[4])] == [
+        ["method", "50%", "2:4"],
+        ["wanda", "21.00 ± 1.41", "42.00 ± 2.83"],
+    ]
+    with open(folder / "table_02.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert [float(row["perplexity"]) for row in rows] == frame["perplexity"].tolist()
+    assert {row["record"] for row in rows} == {"abc"}
+    assert "window_losses" not in rows[0]
+    assert tables.saved_tables("test") == {"02": (folder / "table_02.md").read_text()}
+    tables.save_table(table, "test", "shown")
+    assert (folder / "table_shown.csv").read_text().splitlines()[0] == "method,50%,2:4"
+
+
+@pytest.mark.parametrize("draw", ["dots", "curves"])
+def test_a_figure_is_the_same_bytes_each_time_and_not_blank(folder, frame, draw):
+    files = []
+    for _ in range(2):
+        if draw == "dots":
+            fig = figures.perplexity_dots(frame)
+        else:
+            swept = frame[frame["method"] == "wanda"].assign(sparsity=[0.5, 0.5, 0.6, 0.6])
+            fig = figures.perplexity_curves(swept, "sparsity", "fraction removed")
+        figures.save_figure(fig, "test", draw)
+        files.append([(folder / f"fig_{draw}.{kind}").read_bytes() for kind in ("png", "pdf")])
+    assert files[0] == files[1]
+    assert files[0][1].startswith(b"%PDF")
+    image = matplotlib.image.imread(folder / f"fig_{draw}.png")[..., :3]
+    ink = (image.min(axis=2) < 0.9).mean()
+    assert 0.002 < ink < 0.5
+    assert tables.saved_figures("test") == [folder / f"fig_{draw}.png"]
+
+
+def dots(ax) -> dict[float, list[float]]:
+    """The perplexities drawn at each height of a panel."""
+    found: dict[float, list[float]] = {}
+    for line in ax.lines:
+        if line.get_linestyle() == "None" and line.get_marker() not in ("|", "None") and len(line.get_xdata()):
+            found[float(line.get_ydata()[0])] = [float(x) for x in line.get_xdata()]
+    return found
+
+
+def test_dots_stand_at_their_values_beside_the_label_of_their_method(frame):
+    missing = frame[~((frame["method"] == "magnitude") & (frame["pattern"] == "50%"))]  # the panels do not hold the same methods
+    fig = figures.perplexity_dots(missing)
+    fig.canvas.draw()
+    assert {ax.get_title() for ax in fig.axes} == {"50%", "2:4"}
+    for ax in fig.axes:
+        labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+        rows = missing[missing["pattern"] == ax.get_title()]
+        drawn = {labels[round(y)]: values for y, values in dots(ax).items()}
+        assert drawn == {method: group["perplexity"].tolist() for method, group in rows.groupby("method")}
+
+
+def test_two_models_are_never_mixed_in_a_panel(frame):
+    both = pd.concat([frame, frame.assign(model="other", perplexity=frame["perplexity"] * 2)])
+    fig = figures.perplexity_dots(both)
+    assert [ax.get_title() for ax in fig.axes] == ["tiny\n50%", "tiny\n2:4", "other\n50%", "other\n2:4"]
+    methods = ["magnitude", "wanda"]
+    for ax, (model, pattern) in zip(fig.axes, [(m, p) for m in ("tiny", "other") for p in ("50%", "2:4")], strict=True):
+        rows = both[(both["model"] == model) & (both["pattern"] == pattern)]
+        assert {methods[round(y)]: values for y, values in dots(ax).items()} == {
+            method: group["perplexity"].tolist() for method, group in rows.groupby("method")
+        }
+        dense = 10.0 if model == "tiny" else 20.0
+        assert any(np.array_equal(line.get_xdata(), [dense, dense]) for line in ax.lines)
+
+
+def test_a_family_has_one_colour_and_families_differ():
+    styles = {name: figures.method_style(name) for name in ("magnitude", "wanda", "ria", "symwanda")}
+    assert len({style["color"] for style in styles.values()}) == 4
+    for variant in ("ria(alpha=1.0)", "ria, gradients"):
+        assert figures.method_style(variant)["color"] == styles["ria"]["color"]
+    assert figures.method_style("ria(alpha=1.0)") != styles["ria"]
+
+
+def test_every_output_has_its_place_under_the_output_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path))
+    assert paths.figures("cpu") == tmp_path / "figures/cpu"
+    assert paths.records("cpu") == tmp_path / "results/cpu/records"
+    monkeypatch.setenv("SYMPRUNE_OUTPUT", "build/elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert paths.output() == paths.ROOT / "build/elsewhere"  # whatever the folder a kernel runs in
+    monkeypatch.delenv("SYMPRUNE_OUTPUT")
+    assert paths.output() == paths.ROOT
+
+
+def test_progress_is_announced_only_to_whoever_asked(tmp_path, monkeypatch):
+    from symprune import progress
+
+    progress.announce("nobody listens", 0, 1)
+    monkeypatch.setenv("SYMPRUNE_PROGRESS", str(tmp_path / "progress"))
+    progress.announce("one", 0, 2)
+    progress.announce("two ±", 1, 2)
+    lines = (tmp_path / "progress").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"label": "one", "done": 0, "total": 2}, {"label": "two ±", "done": 1, "total": 2}]
