@@ -31,7 +31,7 @@ device = "cpu"
 dtype = "float32"
 calibration_corpus = "embedded"
 seq_len = 64
-seeds = [0, 1]
+seeds = [0]
 sparsities = [0.6]
 
 # %%

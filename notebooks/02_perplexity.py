@@ -104,7 +104,8 @@ by_group = dense_statistics.run([None, *(Recipe(score, group) for score in wide 
 
 # %%
 with_gradients = Experiment(**protocol, seeds=seeds[:1], propagate="dense", output_side="gradients")
-gradient_rows = with_gradients.run([Recipe(score, group) for score in outputs_used for group in groups])
+balanced = [OWanda(), SymWanda(balance="unit-mean"), GeneralDiagonal(balance="unit-mean")]
+gradient_rows = with_gradients.run([Recipe(score, group) for score in balanced for group in groups])
 gradient_rows["method"] += ", gradients"
 
 # %%

@@ -97,7 +97,7 @@ save_table(perplexity_table(others, digits, index=["model", "refine"]), profile,
 
 # %% tags=["nbval-ignore-output"]
 effort = at_60.dropna(subset="swaps")[["model", "method", "refine", "seed", "rows refined", "swaps", "error before", "error after"]]
-save_table(effort.set_index("model"), profile, "06_effort")
+save_table(effort.set_index("model").round(2).astype({"rows refined": int, "swaps": int, "seed": int}), profile, "06_effort")
 
 # %% [markdown]
 # ## Checks

@@ -49,7 +49,7 @@ from symprune.tables import judge, paired, perplexity_table, save_table, save_ve
 # %% [markdown]
 # ## One part at a time
 #
-# `neutral` is R2-DSnoT with every part off, which is DSnoT; each row after it switches one part on; the last rows are combinations.
+# Neutral is R2-DSnoT with every part off, which is DSnoT. Each row after it switches one part on; the last rows are combinations.
 
 # %%
 protocol = dict(
@@ -58,27 +58,32 @@ protocol = dict(
 )  # fmt: skip
 experiment = Experiment(**protocol, seeds=seeds[:1], evaluation_split="validation")
 neutral = R2DSnoT(relative="none", alpha=1.0, gamma_grow=0.0, gamma_prune=0.0, keep_sign=False)
-parts = [
-    replace(neutral, keep_sign=True),
-    replace(neutral, relative="grow"),
-    replace(neutral, relative="prune"),
-    replace(neutral, relative="both"),
-    replace(neutral, alpha=0.5),
-    replace(neutral, gamma_grow=0.001, gamma_prune=0.001),
-    replace(neutral, variance="pooled"),
-    replace(neutral, threshold_scale="initial"),
-    replace(neutral, max_cycles=10),
-    replace(neutral, linears="attention"),
-    replace(neutral, relative="prune", alpha=0.5),
-    replace(neutral, relative="prune", alpha=0.5, keep_sign=True),
-    replace(neutral, relative="both", alpha=0.5, keep_sign=True),
-    R2DSnoT(),
-]
+parts = {
+    "not refined": None,
+    "neutral (DSnoT)": neutral,
+    "keep_sign": replace(neutral, keep_sign=True),
+    "relative in grow": replace(neutral, relative="grow"),
+    "relative in prune": replace(neutral, relative="prune"),
+    "relative in both": replace(neutral, relative="both"),
+    "alpha = 0.5": replace(neutral, alpha=0.5),
+    "gammas = 0.001": replace(neutral, gamma_grow=0.001, gamma_prune=0.001),
+    "variance pooled": replace(neutral, variance="pooled"),
+    "threshold relative to the initial error": replace(neutral, threshold_scale="initial"),
+    "10 cycles": replace(neutral, max_cycles=10),
+    "attention alone": replace(neutral, linears="attention"),
+    "relative in grow, alpha = 0.5": replace(neutral, relative="grow", alpha=0.5),
+    "relative in prune, alpha = 0.5": replace(neutral, relative="prune", alpha=0.5),
+    "relative in both, alpha = 0.5": replace(neutral, relative="both", alpha=0.5),
+    "relative in prune, alpha = 0.5, keep_sign": replace(neutral, relative="prune", alpha=0.5, keep_sign=True),
+    "the default of R2DSnoT": R2DSnoT(),
+}
 starts = [SCORES[name]() for name in ablation_starts]
 
 # %%
-rows = experiment.run([None, *(Recipe(s, Unstructured(0.6), r) for r in dict.fromkeys([None, DSnoT(), neutral, *parts]) for s in starts)])
-save_table(perplexity_table(rows, digits, index=["model", "refine"], columns="method"), profile, "08_ablation", data=rows)
+recipes = {Recipe(start, Unstructured(0.6), part): label for start in starts for label, part in parts.items()}
+rows = experiment.run([None, *(Recipe(start, Unstructured(0.6), DSnoT()) for start in starts), *recipes])
+rows["part"] = rows["recipe_key"].map({recipe.key: label for recipe, label in recipes.items()} | {"dense": "dense"}).fillna("DSnoT")
+save_table(perplexity_table(rows, digits, index=["model", "part"], columns="method"), profile, "08_ablation", data=rows)
 
 # %% [markdown]
 # ## The regularisation, over decades
@@ -94,28 +99,26 @@ save_figure(heat_map(grid, "refine.gamma_prune", "refine.gamma_grow"), profile, 
 # ## Checks
 
 # %%
-same = rows[rows["refine"].isin(["dsnot"]) | (rows["recipe_key"].isin([Recipe(s, Unstructured(0.6), neutral).key for s in starts]))]
+same = rows[rows["part"].isin(["DSnoT", "neutral (DSnoT)"])]
 assert (same.groupby("method")["perplexity"].nunique() == 1).all(), "with neutral parameters R2-DSnoT is DSnoT"
 
 # %% [markdown]
 # ## Verdicts
 
 # %% tags=["nbval-ignore-output"]
-by_key = dict(iter(rows.groupby("recipe_key")))
 claims = [
-    ("relative importance in growing alone loses less than none", replace(neutral, relative="grow"), neutral),
-    ("relative importance in pruning alone loses less than none", replace(neutral, relative="prune"), neutral),
-    ("relative importance in both loses more than in pruning alone", replace(neutral, relative="prune"), replace(neutral, relative="both")),
-    ("alpha = 0.5 loses less than alpha = 1", replace(neutral, alpha=0.5), neutral),
-    ("stopping before the error changes sign loses less", replace(neutral, keep_sign=True), neutral),
-    ("refining all linears loses less than attention alone", neutral, replace(neutral, linears="attention")),
+    ("relative importance in growing alone loses less than none", "relative in grow", "neutral (DSnoT)"),
+    ("relative importance in pruning alone loses less than none", "relative in prune", "neutral (DSnoT)"),
+    ("relative importance in pruning alone loses less than in both", "relative in prune", "relative in both"),
+    ("alpha = 0.5 loses less than alpha = 1", "alpha = 0.5", "neutral (DSnoT)"),
+    ("stopping before the error changes sign loses less", "keep_sign", "neutral (DSnoT)"),
+    ("refining all linears loses less than attention alone", "neutral (DSnoT)", "attention alone"),
 ]
 verdicts = [
-    judge(
-        f"from {start}: {claim} (validation)",
-        paired(*(by_key[Recipe(SCORES[start](), Unstructured(0.6), refine).key] for refine in (a, b))),
-    )
+    judge(f"{model}, from {start}: {claim} (validation text)", paired(of[of["part"] == a], of[of["part"] == b]))
+    for model in models
     for start in ablation_starts
     for claim, a, b in claims
+    for of in [rows[(rows["model"] == model) & (rows["method"] == start)]]
 ]
 save_verdicts(verdicts, profile, "08_ablation")

@@ -107,7 +107,7 @@ class Experiment:
                     rows.append(_mask_row(record))
         return pd.DataFrame(rows)
 
-    def time_scores(self, scores: Sequence[Any], repeats: int = 7, n_layers: int = 6):
+    def time_scores(self, scores: Sequence[Any], repeats: int = 7, n_layers: int = 3):
         """One row per model and score: median seconds of scoring `n_layers` decoder layers, and the ratio to the first score (pandas).
 
         Rounds in which every score runs once, one after the other, so that a busy machine slows all alike; the ratio is the median of

@@ -138,8 +138,8 @@ def _hue_styles(hue: str, names: list, methods: list[str]) -> dict:
     if hue == "method":
         return {name: method_style(name) for name in names}
     taken = {method_style(method)["color"] for method in methods}
-    free = [{"color": colour, "marker": marker} for colour, marker in zip(_COLOURS, _MARKERS, strict=True) if colour not in taken]
-    return {name: free[1:][place % (len(free) - 1)] for place, name in enumerate(names)}
+    free = [{"color": colour, "marker": marker} for colour, marker in zip(_COLOURS[1:], _MARKERS[1:], strict=True) if colour not in taken]
+    return {name: free[place % len(free)] for place, name in enumerate(names)}
 
 
 def _hue_label(hue: str, name: object) -> str:

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -78,10 +79,11 @@ def parameters_of(notebook: str) -> dict[str, Any]:
 def reproduce(wanted: Sequence[str], profile: str, show: bool = True) -> Path:
     """Execute notebooks with papermill under a profile, into results/<profile>/; returns the path of the HTML report.
 
-    A notebook takes from the profile what its parameters cell names. A notebook that fails leaves its last good run in place.
+    Without a wish, those that the profile lists. A notebook takes from the profile what its parameters cell names. One that fails
+    leaves its last good run in place.
     """
     values = load_profile(profile)
-    names = resolve_notebooks(wanted)
+    names = resolve_notebooks(wanted or values.get("notebooks", []))
     chosen = {name: {key: values[key] for key in _known(name, values)} for name in names}  # every notebook is checked before one runs
     before = {record.key for record in Store(paths.records(profile))}
     for position, (name, parameters) in enumerate(chosen.items(), start=1):
@@ -223,9 +225,9 @@ def _progress_bar(title: str, show: bool) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "progress"
         file.touch()
-        bar = tqdm(
-            total=0, desc=title, disable=not show, dynamic_ncols=True, bar_format="{desc} |{bar}| {n}/{total} [{elapsed}<{remaining}]"
-        )
+        terminal = sys.stderr.isatty()  # a log gets a line for each recipe, not a bar redrawn twice a second
+        shape = "{desc} |{bar}| {n}/{total} [{elapsed}<{remaining}]"
+        bar = tqdm(total=0, desc=title, disable=not (show and terminal), dynamic_ncols=True, bar_format=shape)
         finished = threading.Event()
 
         def follow() -> None:
@@ -238,6 +240,8 @@ def _progress_bar(title: str, show: bool) -> Iterator[Path]:
                         bar.reset(total=report["total"])
                     bar.update(report["done"] - bar.n)
                     bar.set_description(f"{title}: {report['label']}")
+                    if show and not terminal:
+                        print(f"{title} {report['done']}/{report['total']}: {report['label']}", file=sys.stderr, flush=True)
                 seen = len(lines)
                 bar.refresh()
 
@@ -249,8 +253,11 @@ def _progress_bar(title: str, show: bool) -> Iterator[Path]:
         finally:
             finished.set()
             follower.join()
-            bar.set_description(f"{title}: {time.monotonic() - start:.0f} s")
+            summary = f"{title}: {time.monotonic() - start:.0f} s"
+            bar.set_description(summary)
             bar.close()
+            if show and not terminal:
+                print(summary, file=sys.stderr, flush=True)
 
 
 def _read_profile(file: Path) -> dict[str, Any]:

@@ -7,7 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from symprune import RIA, DSnoT, LpNorm, Magnitude, Recipe, StochRIA, Unstructured, UserError, prune
+from symprune.data import calibration_windows
+from symprune.experiment import Experiment
+from symprune.figures import perplexity_curves
+from symprune.models import load_model, load_tokenizer
 from symprune.overlap import entropy_of_kept, jaccard
+from symprune.tables import perplexity_table
 
 sizes = st.integers(1, 7)
 
@@ -55,3 +61,62 @@ def test_unevenness_is_close_to_half_the_variance():
     mask = random_mask(300, 2000, 0)
     relative = mask.sum(dim=1).double() / mask.sum() * 300
     assert 1 - entropy_of_kept(mask, 0) == pytest.approx(relative.var(unbiased=False).item() / (2 * math.log(300)), rel=0.05)
+
+
+@pytest.fixture
+def experiment(checkpoint, corpus, tmp_path, monkeypatch) -> Experiment:
+    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path))
+    corpora = {"calibration_corpus": str(corpus), "evaluation_corpus": str(corpus)}
+    return Experiment("test", [str(checkpoint)], **corpora, n_calib=2, n_eval=3, seq_len=32, propagate="dense")
+
+
+def test_masks_of_an_experiment_are_those_of_prune(experiment):
+    """Refined masks included; one record per pair and seed, found again without a model."""
+    recipe, reference = Recipe(RIA(), Unstructured(0.5), DSnoT()), Recipe(Magnitude(), Unstructured(0.5))
+    rows = experiment.compare_masks([(recipe, reference), (reference, reference)])
+    assert list(zip(rows["method"], rows["refine"], strict=True)) == [("ria", "dsnot"), ("magnitude", "none"), ("ria", "dsnot")]
+    assert rows["seed"].tolist()[::2] == [0, 1]
+    windows = calibration_windows(experiment.calibration_corpus, load_tokenizer(experiment.models[0]), 2, 32, seed=1)
+    masks = [prune(load_model(experiment.models[0]), windows, r, "dense", keep_masks=True).masks for r in (recipe, reference)]
+    last = rows.iloc[2]
+    assert last["linear_jaccard"] == [jaccard(masks[0][name], masks[1][name]) for name in masks[0]]
+    assert last["linear_entropy_columns"] == [entropy_of_kept(mask, 1) for mask in masks[0].values()]
+    assert last["jaccard"] == pytest.approx(sum(last["linear_jaccard"]) / len(masks[0]))
+    assert rows["jaccard"][1] == 1
+    assert rows["record"].is_unique
+    assert {record.key for record in experiment.store} == set(rows["record"])
+    experiment._bench.measure_masks = None  # whatever is on record is not measured again
+    assert experiment.compare_masks([(recipe, reference)])["record"].tolist() == rows["record"][[0, 2]].tolist()
+
+
+def test_masks_are_compared_on_the_dense_model_only(experiment):
+    experiment.propagate = "pruned"
+    with pytest.raises(UserError, match="propagate 'dense'"):
+        experiment.compare_masks([(Recipe(RIA()), Recipe(Magnitude()))])
+
+
+def test_timings_are_kept_round_by_round(experiment):
+    scores = [RIA(), StochRIA(beta=0.25), Magnitude()]
+    rows = experiment.time_scores(scores, repeats=3, n_layers=1)
+    assert rows["method"].tolist() == ["ria", "stochria(beta=0.25)", "magnitude"]
+    assert rows["ratio"][0] == 1
+    assert (rows["seconds"] > 0).all()
+    assert rows["log_ratios"].map(len).tolist() == [3, 3, 3]
+    assert rows["score.beta"].tolist()[1] == 0.25
+    (record,) = experiment.store
+    assert len(record.metrics["linears"]) == 7, "one decoder layer of seven linears"
+    assert experiment.time_scores(scores, repeats=3, n_layers=1).equals(rows), "found, not timed again"
+
+
+def test_sweeps_can_be_pivoted_and_drawn(experiment):
+    recipes = [Recipe(LpNorm(p=p, alpha=alpha)) for alpha in (0.0, 0.5) for p in (1.0, math.inf)]
+    rows = experiment.run([None, *recipes])
+    table = perplexity_table(rows, index=["score.p"], columns="score.alpha")
+    assert list(table.index) == ["dense", 1.0, math.inf]
+    assert list(table.columns) == [0.0, 0.5]
+    assert (table.loc["dense"] == table.loc["dense", 0.0]).all()
+    ax = perplexity_curves(rows, "score.p", "p", hue="score.alpha", categorical=True).axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "∞"]
+    assert ax.get_legend_handles_labels()[1] == ["dense", "alpha = 0", "alpha = 0.5"]
+    (flat,) = (line for line in ax.lines if line.get_linestyle() == ":")
+    assert flat.get_ydata()[0] == rows["perplexity"][0]
