@@ -107,7 +107,7 @@ measures = {"jaccard": "overlap with RIA", "uneven_rows": "unevenness over rows"
 keys = ["model", "pattern", "score.sampling", "score.beta"]
 beta_shown = masks["score.beta"].map("{:g}".format, na_action="ignore").astype(object).fillna("")
 overlap = named(masks.assign(**{"score.beta": beta_shown}), keys).groupby(keys, sort=False)[[*measures]].mean()
-save_table(overlap.round(3).rename(columns=measures).rename_axis(["model", "pattern", "sampling", "beta"]), profile, "04_masks", data=masks)
+save_table(overlap.round(4).rename(columns=measures).rename_axis(["model", "pattern", "sampling", "beta"]), profile, "04_masks", data=masks)
 
 # %%
 independent = masks[masks["method"].isin(["ria"]) | (masks["score.sampling"] == "independent")]
