@@ -5,8 +5,6 @@ PROFILE ?= cpu
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Threads that wait must not spin: on shared cores that costs more than the work itself.
-export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: reproduce test lint unit notebooks render lab lock clean

@@ -102,7 +102,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _reproduce(args: argparse.Namespace) -> int:
     from symprune.reproduce import reproduce
 
-    report = reproduce(args.notebooks, args.profile, show=not args.json)
+    report = reproduce(args.notebooks, args.profile, show=not args.json, again=args.again)
     _say(args, {"report": str(report)}, f"report: {report}")
     return 0
 
@@ -201,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="names or numbers (default: all)")
     p.add_argument("--profile", default="cpu", help="a file in papermill_params/ (default: %(default)s)")
+    p.add_argument("--again", action="store_true", help="execute also what would do again what it did (records are still reused)")
     p.set_defaults(run=_reproduce)
 
     p = commands.add_parser(

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import yaml
 
 from symprune import paths, progress
 from symprune.errors import UserError, unknown
-from symprune.results import Store, write_whole
+from symprune.results import Record, Store, read_lines, write_lines, write_whole
 
 SMOKE = "smoke"
 _CELL_TIMEOUT = {SMOKE: 600}  # seconds; other profiles run for hours
@@ -76,22 +78,81 @@ def parameters_of(notebook: str) -> dict[str, Any]:
     return values
 
 
-def reproduce(wanted: Sequence[str], profile: str, show: bool = True) -> Path:
+def reproduce(wanted: Sequence[str], profile: str, show: bool = True, again: bool = False) -> Path:
     """Execute notebooks with papermill under a profile, into results/<profile>/; returns the path of the HTML report.
 
     Without a wish, those that the profile lists. A notebook takes from the profile what its parameters cell names. One that fails
-    leaves its last good run in place.
+    leaves its last good run in place. One that would do again what it did (same source, parameters and library, its records and
+    figures still there, and no notebook before it executed) is passed over, unless `again`.
     """
     values = load_profile(profile)
     names = resolve_notebooks(wanted or values.get("notebooks", []))
     chosen = {name: {key: values[key] for key in _known(name, values)} for name in names}  # every notebook is checked before one runs
     before = {record.key for record in Store(paths.records(profile))}
     for position, (name, parameters) in enumerate(chosen.items(), start=1):
-        _execute(name, parameters, profile, f"[{position}/{len(names)}] {name}", show)
-    after = {record.key for record in Store(paths.records(profile))}
+        title, stamp = f"[{position}/{len(names)}] {name}", Stamp(name, parameters, profile)
+        if not again and stamp.holds():
+            if show:
+                print(f"{title}: nothing to do again", file=sys.stderr)
+            continue
+        again = True  # what follows may gather what this one writes
+        _execute(name, parameters, profile, title, show)
+        stamp.write()
+    records = {record.key: record for record in Store(paths.records(profile))}
     if show:
-        print(f"{len(after - before)} results measured, {len(before)} were on record in {paths.records(profile)}")
+        print(f"{len(records.keys() - before)} results measured, {len(before)} were on record in {paths.records(profile)}")
+        print(compare_with_published(records, profile))
+    published = paths.results(profile) / "records.jsonl"
+    write_lines(published, (read_lines(published) | records).values())
     return write_report(profile)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a finished run of a notebook was made from and what it left behind, to know that running it again would change nothing."""
+
+    notebook: str
+    parameters: dict[str, Any]
+    profile: str
+
+    def holds(self) -> bool:
+        """Whether nothing has changed since `write`, and nothing it needs or made is gone."""
+        if not self._file.exists():
+            return False
+        noted = json.loads(self._file.read_text(encoding="utf-8"))
+        return noted["made_from"] == self._made_from() and all(Path(file).exists() for file in noted["left"])
+
+    def write(self) -> None:
+        """Note the present state: after the notebook has run."""
+        number, figures = self.notebook[:2], paths.figures(self.profile)
+        left = [paths.results(self.profile) / f"{self.notebook}.ipynb", *paths.records(self.profile).glob("*.json")]
+        left += [*figures.glob(f"fig_{number}_*"), *figures.glob(f"table_{number}_*")]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._file, json.dumps({"made_from": self._made_from(), "left": sorted(map(str, left))}, indent=1) + "\n")
+
+    @property
+    def _file(self) -> Path:
+        return paths.results(self.profile) / "stamps" / f"{self.notebook}.json"
+
+    def _made_from(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode())
+        for source in [paths.NOTEBOOKS / f"{self.notebook}.py", *sorted(Path(__file__).parent.glob("*.py"))]:
+            digest.update(source.read_bytes())
+        return digest.hexdigest()
+
+
+def compare_with_published(records: dict[str, Record], profile: str) -> str:
+    """One line: how far the perplexities of these records are from those published for the same questions."""
+    published = read_lines(paths.results(profile) / "records.jsonl")
+    pairs = [
+        (records[key].metrics["perplexity"], published[key].metrics["perplexity"])
+        for key in records.keys() & published.keys()
+        if "perplexity" in published[key].metrics
+    ]
+    if not pairs:
+        return f"no perplexity in {profile} was published before for what was asked here"
+    largest = max(abs(ours / theirs - 1) for ours, theirs in pairs)
+    return f"{len(pairs)} perplexities were published before: they differ by at most {largest:.2%}"
 
 
 def render(wanted: Sequence[str] = ()) -> list[Path]:

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,18 @@ class Store:
             file.replace(aside)
             warnings.warn(f"record {file.name} is corrupt ({error}); set aside as {aside.name} and measured again", stacklevel=2)
             return None
+
+
+def read_lines(file: Path) -> dict[str, Record]:
+    """The records of a JSON lines file by key, none if there is no file; raises ValueError if a line is not a record."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return {record.key: record for record in map(Record.from_json, lines)}
+
+
+def write_lines(file: Path, records: Iterable[Record]) -> None:
+    """Records as JSON lines in the order of their keys: one file to publish beside the tables they stand behind."""
+    lines = [json.dumps(vars(r), sort_keys=True, allow_nan=False, ensure_ascii=False) for r in sorted(records, key=lambda r: r.key)]
+    write_whole(file, "".join(line + "\n" for line in lines))
 
 
 def run_key(run: dict) -> str:

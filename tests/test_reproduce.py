@@ -12,7 +12,8 @@ import yaml
 
 from symprune import UserError, paths, reproduce
 from symprune.cli import main
-from symprune.reproduce import load_profile, notebook_names, parameters_of, resolve_notebooks
+from symprune.reproduce import compare_with_published, load_profile, notebook_names, parameters_of, resolve_notebooks
+from symprune.results import Record, read_lines, write_lines
 
 PROFILES = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
 NOTEBOOKS = notebook_names()
@@ -265,8 +266,43 @@ def test_the_bar_follows_the_progress_file_and_survives_a_line_half_written(capf
         f.flush()
         time.sleep(0.8)
     err = capfd.readouterr().err
-    assert "[1/1] 00_first: tiny dense, seed 0" in err
+    assert "[1/1] 00_first 0/4: tiny dense, seed 0\n" in err  # not a terminal: a line for each recipe
     assert "[1/1] 00_first: tiny wanda, seed 0" in err
     assert "3/4" in err
     assert "Traceback" not in err
     assert "Exception" not in err
+
+
+def test_published_records_are_compared_by_question_and_read_back_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path))
+    folder = tmp_path / "results" / "cpu"
+    folder.mkdir(parents=True)
+    theirs = [Record({"asked": i}, {"perplexity": 10.0 + i}, {}) for i in range(3)]
+    write_lines(folder / "records.jsonl", theirs)
+    assert read_lines(folder / "records.jsonl") == {record.key: record for record in theirs}
+    ours = [Record({"asked": 1}, {"perplexity": 11.0 * 1.02}, {}), Record({"asked": 9}, {"perplexity": 1.0}, {})]
+    assert "1 perplexities" in compare_with_published({r.key: r for r in ours}, "cpu")
+    assert "2.00%" in compare_with_published({r.key: r for r in ours}, "cpu")
+    assert "no perplexity" in compare_with_published({ours[1].key: ours[1]}, "cpu")
+
+
+def test_what_would_only_be_done_again_is_passed_over(project):
+    counter = project / "runs"
+    counter.write_text("")
+    code = f"with open({str(counter)!r}, 'a') as f: f.write(profile)"
+    notebook(project, "00_first", code)
+    notebook(project, "01_second", "print(number)")
+
+    def runs_after(*wish: str) -> int:
+        assert main(["reproduce", "--profile", "smoke", "--json", *wish]) == 0
+        return len(counter.read_text()) // len("smoke")
+
+    assert [runs_after(), runs_after()] == [1, 1]
+    assert runs_after("--again") == 2
+    (project / "results/smoke/00_first.ipynb").unlink()  # its result is gone
+    assert [runs_after(), runs_after()] == [3, 3]
+    notebook(project, "00_first", code + "  # edited")
+    assert [runs_after(), runs_after()] == [4, 4]
+    profile(project, "smoke", profile="smoke", number=2)
+    assert [runs_after(), runs_after()] == [5, 5]
+    assert output(project / "results/smoke/01_second.ipynb") == "2\n"  # and what follows it ran too
