@@ -53,7 +53,8 @@ from symprune.tables import judge, paired, perplexity_table, save_table, save_ve
 # Start and refinement compare within an output row, so that a refined mask keeps as many weights in every row as its start. The published
 # comparison starts magnitude from one ranking per layer but refines it row by row: part of its gain is the change of group.
 # All linears are refined (the published code's silent default is attention alone). Statistics are those of the dense model.
-# The defaults of `R2DSnoT` were chosen on the validation articles (notebook 08), not on the articles evaluated here.
+# The defaults of `R2DSnoT` are provisional, relative importance in the pruning phase and alpha = 0.5; notebook 08 measures each part on the
+# validation articles, where better ones are to be chosen.
 
 # %%
 protocol = dict(

@@ -19,8 +19,8 @@
 #
 # **What would refute them.** A paired comparison on the same windows whose 95 % interval lies on the other side of zero.
 #
-# This notebook is also where the defaults of `R2DSnoT` come from. It therefore evaluates on the *validation* articles alone; the tables of
-# the other notebooks use articles that played no part in the choice.
+# This notebook is also where the defaults of `R2DSnoT` are to be chosen. It therefore evaluates on the *validation* articles alone; the
+# tables of the other notebooks use articles that play no part in the choice.
 
 # %% tags=["parameters"]
 profile = "smoke"

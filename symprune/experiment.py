@@ -15,10 +15,9 @@ from symprune.errors import UserError, unknown
 from symprune.evaluate import perplexity
 from symprune.overlap import entropy_of_kept, jaccard
 from symprune.progress import announce
-from symprune.prune import PROPAGATE, prune
+from symprune.prune import PROPAGATE, make_mask, prune
 from symprune.recipe import Recipe, method_dict, method_label, pattern_label
 from symprune.results import Record, Store, provenance
-from symprune.stats import LayerStats
 
 
 @dataclass
@@ -240,7 +239,7 @@ class _Bench:
             announce(f"{self.name} masks of {name}, seed {seed}", done, len(linears))
             weight = models.weight_view(linear)
             scores = {score: score(weight, stats[name]) for score in dict.fromkeys(recipe.score for recipe in recipes)}
-            masks = {recipe: _mask(name, weight, scores[recipe.score], stats[name], recipe) for recipe in recipes}
+            masks = {recipe: make_mask(name, weight, scores[recipe.score], stats[name], recipe)[0] for recipe in recipes}
             for recipe, reference in pairs:
                 measured[recipe, reference]["linears"][name] = {
                     "jaccard": jaccard(masks[recipe], masks[reference]),
@@ -342,13 +341,6 @@ def _mask_row(record: Record) -> dict:
 def _hyperparameters(part: str, method: Any) -> dict:
     """`score.alpha` and the like, so that sweeps can be pivoted."""
     return {f"{part}.{f.name}": getattr(method, f.name) for f in fields(method)} if method else {}
-
-
-def _mask(name: str, weight: torch.Tensor, scores: torch.Tensor, stats: LayerStats | None, recipe: Recipe) -> torch.Tensor:
-    mask = recipe.pattern(scores)
-    if recipe.refine and recipe.refine.linears in ("all", models.role(name)):
-        mask = recipe.refine.run(weight, mask, stats, recipe.pattern).mask
-    return mask
 
 
 def _refinement(linears: dict[str, dict]) -> dict:

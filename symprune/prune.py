@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from symprune._types import Mask, Windows
+from symprune._types import Mask, Scores, Weight, Windows
 from symprune.calibrate import LayerRunner, gather
 from symprune.errors import UserError, unknown
 from symprune.models import named_linears, role, weight_view
@@ -136,13 +136,18 @@ def prune(
     return PruneReport(recipe, propagate, [linear for linear, _ in done], clock.seconds, masks)
 
 
+def make_mask(name: str, weight: Weight, scores: Scores, stats: LayerStats | None, recipe: Recipe) -> tuple[Mask, dict[str, float] | None]:
+    """The mask of one linear from its scores, refined if the recipe refines linears of its kind, and what the refinement did."""
+    mask = recipe.pattern(scores)
+    if recipe.refine is None or recipe.refine.linears not in ("all", role(name)):
+        return mask, None
+    refinement = recipe.refine.run(weight, mask, stats, recipe.pattern)
+    return refinement.mask, refinement.summary()
+
+
 def _prune_linear(name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe) -> tuple[PrunedLinear, Mask]:
     weight = weight_view(linear)
-    mask = recipe.pattern(recipe.score(weight, stats))
-    refined = None
-    if recipe.refine and recipe.refine.linears in ("all", role(name)):
-        refinement = recipe.refine.run(weight, mask, stats, recipe.pattern)
-        mask, refined = refinement.mask, refinement.summary()
+    mask, refined = make_mask(name, weight, recipe.score(weight, stats), stats, recipe)
     weight.masked_fill_(~mask, 0)
     return PrunedLinear(name, *weight.shape, kept=int(mask.sum()), refined=refined), mask
 
