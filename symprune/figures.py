@@ -190,21 +190,6 @@ def agreement_curves(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def heat_map(frame: pd.DataFrame, x: str, y: str) -> Figure:
-    """Perplexity where two hyperparameters meet, written into the cells; darker is worse."""
-    table = frame.pivot_table(index=y, columns=x, values="perplexity", sort=True)
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        fig, ax = plt.subplots(figsize=(1.6 + 0.75 * table.shape[1], 1.1 + 0.5 * table.shape[0]), layout="constrained")
-        image = ax.imshow(table, cmap="Oranges", aspect="auto")
-        middle = (table.to_numpy().min() + table.to_numpy().max()) / 2
-        for (i, j), value in np.ndenumerate(table.to_numpy()):
-            ax.text(j, i, f"{value:.4g}", ha="center", va="center", fontsize=8, color="white" if value > middle else "black")
-        ax.set(xticks=range(table.shape[1]), xticklabels=[f"{v:g}" for v in table.columns], xlabel=x.rsplit(".", 1)[-1])
-        ax.set(yticks=range(table.shape[0]), yticklabels=[f"{v:g}" for v in table.index], ylabel=y.rsplit(".", 1)[-1])
-        fig.colorbar(image, label="perplexity")
-    return fig
-
-
 def save_figure(fig: Figure, profile: str, name: str, data: pd.DataFrame | None = None) -> Figure:
     """Write fig_<name>.png and .pdf, the same bytes for the same figure, and as .csv the data that no table holds; returns the figure."""
     folder = paths.figures(profile)

@@ -81,12 +81,12 @@ def parameters_of(notebook: str) -> dict[str, Any]:
 def reproduce(wanted: Sequence[str], profile: str, show: bool = True, again: bool = False) -> Path:
     """Execute notebooks with papermill under a profile, into results/<profile>/; returns the path of the HTML report.
 
-    Without a wish, those that the profile lists. A notebook takes from the profile what its parameters cell names. One that fails
-    leaves its last good run in place. One that would do again what it did (same source, parameters and library, its records and
-    figures still there, and no notebook before it executed) is passed over, unless `again`.
+    A notebook takes from the profile what its parameters cell names. One that fails leaves its last good run in place. One that would
+    do again what it did (same source, parameters and library, its records and figures still there, and no notebook before it
+    executed) is passed over, unless `again`.
     """
     values = load_profile(profile)
-    names = resolve_notebooks(wanted or values.get("notebooks", []))
+    names = resolve_notebooks(wanted)
     chosen = {name: {key: values[key] for key in _known(name, values)} for name in names}  # every notebook is checked before one runs
     before = {record.key for record in Store(paths.records(profile))}
     for position, (name, parameters) in enumerate(chosen.items(), start=1):
