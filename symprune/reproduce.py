@@ -124,9 +124,10 @@ class Stamp:
 
     def write(self) -> None:
         """Note the present state: after the notebook has run."""
-        number, figures = self.notebook[:2], paths.figures(self.profile)
-        left = [paths.results(self.profile) / f"{self.notebook}.ipynb", *paths.records(self.profile).glob("*.json")]
-        left += [*figures.glob(f"fig_{number}_*"), *figures.glob(f"table_{number}_*")]
+        from symprune.tables import saved_by
+
+        executed = paths.results(self.profile) / f"{self.notebook}.ipynb"
+        left = [executed, *paths.records(self.profile).glob("*.json"), *saved_by(self.profile, self.notebook)]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._file, json.dumps({"made_from": self._made_from(), "left": sorted(map(str, left))}, indent=1) + "\n")
 

@@ -175,6 +175,11 @@ def measurements(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns=[name for name in rows if name in ("window_losses", "recipe_key") or name.startswith("linear_")])
 
 
+def saved_by(profile: str, notebook: str) -> list[Path]:
+    """Every table and figure that a notebook saved: their names begin with its number."""
+    return sorted(file for kind in ("fig", "table") for file in paths.figures(profile).glob(f"{kind}_{notebook[:2]}_*"))
+
+
 def saved_tables(profile: str) -> dict[str, str]:
     """Markdown of every saved table, by name."""
     return {file.stem.removeprefix("table_"): file.read_text() for file in sorted(paths.figures(profile).glob("table_*.md"))}

@@ -143,7 +143,7 @@ def test_eval_in_words_names_perplexity_corpus_and_windows(capsys, checkpoint, c
     assert code == 0
     assert out.startswith("perplexity ")
     assert str(corpus) in out
-    assert "1 windows of 32 tokens" in out
+    assert "one window of 32 tokens" in out
 
 
 def test_the_same_command_writes_the_same_weights(capsys, tmp_path, small):

@@ -210,7 +210,12 @@ def test_a_notebook_runs_under_a_profile_with_a_real_kernel_and_ends_in_a_report
     nbformat.validate(read)
     assert [cell.metadata.get("tags", []) for cell in read.cells] == [["parameters"], ["injected-parameters"], []]
     assert read.metadata.keys() == {"kernelspec", "language_info"}
-    assert sorted(path.name for path in (project / "results/full").iterdir()) == ["00_first.ipynb", "report.html"]
+    assert sorted(path.name for path in (project / "results/full").iterdir()) == [
+        "00_first.ipynb",
+        "records.jsonl",
+        "report.html",
+        "stamps",
+    ]
 
     # Now it fails: the last good run stays, and the cell is named.
     before = executed.read_bytes()
