@@ -16,18 +16,23 @@ from torch import Tensor, nn
 from symprune import paths
 from symprune._types import Weight
 from symprune.errors import UserError, unknown
+from symprune.experts import expert_linears, is_fused
 
 EMBEDDED = "embedded"
+MASKS = "masks.safetensors"  # what a pruned model's folder holds beside its weights
 EMBEDDED_LINEARS = 210  # 30 decoder layers x 7
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+_ROUTERS = ("router", "gate", "shared_expert_gate")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_TRUSTING_NOTHING = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
 
 
-def load_model(name: str, dtype: str = "float32", device: str = "cpu") -> nn.Module:
+def load_model(name: str, dtype: str = "float32", device: str = "cpu", layers_path: str | None = None) -> nn.Module:
     """The model called `name` in eval mode: "embedded", a local folder, or a hub id (sought in SYMPRUNE_DATA first).
 
-    Raises UserError for an unknown name, a folder without weights, an unreachable hub, or too little memory.
+    layers_path: where its list of decoder layers is, for an architecture in which `decoder_layers` does not find it.
+    Raises UserError for an unknown name, a folder without safetensors weights, an unreachable hub, or too little memory.
     """
     from transformers import AutoModelForCausalLM
 
@@ -38,11 +43,14 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu") -> nn.Mod
     _require_memory(folder, DTYPES[dtype], device)
     with quiet_transformers():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True)
+            model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True, **_TRUSTING_NOTHING)
         except Exception as error:  # whatever a broken file makes of it
             raise UserError(f"cannot load a causal language model from {folder}: {_first_line(error)}") from error
     if info["missing_keys"]:  # transformers would go on with random numbers
         raise UserError(f"{folder} lacks the weights of {sorted(info['missing_keys'])[0]}: the checkpoint is incomplete, fetch it again")
+    if layers_path is not None:
+        model.layers_path = layers_path
+        decoder_layers(model)  # a wrong path is told at once
     return model.to(device).eval()
 
 
@@ -53,7 +61,7 @@ def load_tokenizer(name: str):
     folder = locate(name)
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever a broken file makes of it
             raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from error
 
@@ -86,36 +94,43 @@ def fingerprint(name: str) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, or its PyTorch files where it has no others."""
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    """The safetensors files of a model folder that hold weights."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.name != MASKS)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks of a model, in order: its module list with as many equal-typed entries as the config counts layers.
 
-    Raises UserError if there is none.
+    An attribute `layers_path` of the model ("model.decoder.blocks") names the list instead. Raises UserError if there is none.
     """
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(layer) for layer in module}) == 1:
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    if path := getattr(model, "layers_path", None):
+        if path not in lists:
+            raise unknown("list of decoder layers", path, lists)
+        return lists[path]
+    for module in lists.values():
+        if len(module) == count and len({type(layer) for layer in module}) == 1:
             return module
-    raise UserError(f"no list of {count} decoder layers found in {type(model).__name__}: its architecture is not supported")
+    raise UserError(
+        f"no list of {count} decoder layers found in {type(model).__name__}: name it with --layers-path (model.layers_path), "
+        f"one of {', '.join(lists) or 'none at all'}"
+    )
 
 
 def prunable_linears(layer: nn.Module) -> dict[str, nn.Module]:
     """The linears inside a decoder layer by their name in it, in order; routers of mixture-of-experts layers are left alone.
 
-    Raises UserError for several matrices in one tensor: they would silently not be pruned.
+    Experts fused into one tensor appear one by one (see `symprune.experts`); raises UserError where they cannot: they would
+    silently not be pruned.
     """
+    linears: dict[str, nn.Module] = {}
     for name, module in layer.named_modules():
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() == 3 and not isinstance(module, nn.Conv1d):
-                raise UserError(
-                    f"{name}.{parameter_name} of {type(layer).__name__} holds {len(parameter)} matrices in one tensor (fused experts): "
-                    "its architecture is not supported"
-                )
-    linears = {name: module for name, module in layer.named_modules() if _is_linear(module)}
-    return {name: module for name, module in linears.items() if name.rsplit(".", 1)[-1] not in ("router", "gate")}
+        if is_fused(module):
+            linears |= {f"{name}.{part}": linear for part, linear in expert_linears(module).items()}
+        elif _is_linear(module) and name.rsplit(".", 1)[-1] not in _ROUTERS:
+            linears[name] = module
+    return linears
 
 
 def linears_by_layer(model: nn.Module) -> list[dict[str, nn.Module]]:
@@ -131,7 +146,7 @@ def named_linears(model: nn.Module) -> dict[str, nn.Module]:
 
 def weight_view(linear: nn.Module) -> Weight:
     """The weight as [d_out, d_in], a view to write into (GPT-2's Conv1D stores the transpose)."""
-    return linear.weight.data if isinstance(linear, nn.Linear) else linear.weight.data.t()
+    return linear.weight.data.t() if type(linear).__name__ == "Conv1D" else linear.weight.data
 
 
 def role(linear_name: str) -> str:
@@ -199,8 +214,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-        return folder if weight_files(folder) else Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "pytorch_model*.bin"]))
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except errors.GatedRepoError as error:
         raise UserError(f"{name} is gated: accept its licence on its hub page and set HF_TOKEN") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
@@ -215,8 +229,11 @@ def _download(name: str) -> Path:
 def _require_weights(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give a folder written by save_pretrained")
+    if (folder / "adapter_config.json").is_file():  # transformers would follow it to another model
+        raise UserError(f"{folder} holds an adapter: merge it into its model (merge_and_unload), save that, and give the merged folder")
     if not weight_files(folder):
-        raise UserError(f"{folder} holds no weights (*.safetensors): give a folder written by save_pretrained")
+        pickled = " but a pickle, which is never loaded" if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) else ""
+        raise UserError(f"{folder} holds no weights (*.safetensors){pickled}: give a folder written by save_pretrained")
     return folder
 
 
@@ -240,8 +257,6 @@ def _require_memory(folder: Path, dtype: torch.dtype, device: str) -> None:
 
 
 def _n_elements(file: Path) -> int:
-    if file.suffix != ".safetensors":
-        return file.stat().st_size // 2
     with open(file, "rb") as f:
         try:
             length = struct.unpack("<Q", f.read(8))[0]

@@ -1,37 +1,24 @@
 """THE loop over decoder layers: statistics, scores, masks, refinement, and the pruned layer run again."""
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from symprune._types import Mask, Scores, Weight, Windows
-from symprune.calibrate import LayerRunner, gather
+from symprune.calibrate import LayerRunner
 from symprune.errors import UserError, unknown
-from symprune.models import named_linears, role, weight_view
+from symprune.journal import Journal, PrunedLinear, hash_tensors
+from symprune.models import linears_by_layer, role, weight_view
 from symprune.progress import track
 from symprune.recipe import Recipe
 from symprune.stats import LayerStats
 
 PROPAGATE = ("pruned", "dense")
-
-
-@dataclass(frozen=True)
-class PrunedLinear:
-    """What happened to one linear: its size, how many weights its mask keeps, and what the refinement did (None: not refined)."""
-
-    name: str
-    d_out: int
-    d_in: int
-    kept: int
-    refined: dict | None = None
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction removed, counted on the mask: a weight that was zero before counts as kept if the mask keeps it."""
-        return 1 - self.kept / (self.d_out * self.d_in)
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +35,11 @@ class PruneReport:
     def sparsity(self) -> float:
         """The fraction of all prunable weights that the masks remove."""
         return 1 - sum(linear.kept for linear in self.linears) / sum(linear.d_out * linear.d_in for linear in self.linears)
+
+    @property
+    def unreached(self) -> list[str]:
+        """Linears that no calibration token reached (experts never chosen): scored as if all their inputs were equal, not refined."""
+        return [linear.name for linear in self.linears if linear.n_tokens == 0]
 
     def frame(self):
         """One row per linear (pandas)."""
@@ -73,7 +65,8 @@ class PruneReport:
         return fig
 
     def __repr__(self) -> str:
-        return f"{self.recipe.label}: {self.sparsity:.2%} of the weights of {len(self.linears)} linears removed"
+        unreached = f"; {len(self.unreached)} of them saw no calibration token" if self.unreached else ""
+        return f"{self.recipe.label}: {self.sparsity:.2%} of the weights of {len(self.linears)} linears removed{unreached}"
 
     def _repr_html_(self) -> str:
         kinds = self.frame().groupby(lambda name: name.rsplit(".", 1)[-1], sort=False)
@@ -86,54 +79,67 @@ class PruneReport:
 @torch.no_grad()
 def prune(
     model: nn.Module,
-    calibration: Windows | Mapping[str, LayerStats] | None,
+    calibration: Windows | Mapping[str, LayerStats] | LayerRunner | None,
     recipe: Recipe,
     propagate: str = "pruned",
     *,
     batch_size: int = 1,
     keep_masks: bool = False,
+    work: Path | str | None = None,
+    visit: Callable[[Iterable[dict[str, nn.Module]]], Iterable[dict[str, nn.Module]]] | None = None,
     progress: bool = False,
 ) -> PruneReport:
     """Prune every linear inside the decoder layers of `model` in place, by `recipe`.
 
     calibration: windows of tokens [n, seq_len], or for propagate="dense" the statistics of `gather`, or None for a recipe
     that uses no statistics. propagate: "pruned" runs each pruned layer again, so the next one is calibrated on what it will
-    receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense model.
-    Raises UserError, before anything is changed, for a width the pattern cannot take, a broken weight or missing statistics.
+    receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense model. work: a folder that records each
+    finished decoder layer; after a kill the same call on the dense model continues there and ends with the same masks.
+    visit: yields the linears of one decoder layer after the other, each with its weights in memory while it is worked on (see
+    `symprune.stream`, which also gives a runner in place of windows); None: they all are.
+    Raises UserError, before anything is changed, for a width the pattern cannot take, a broken weight, missing statistics, or
+    a work folder of another run.
     """
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
-    linears = named_linears(model)
-    _check(linears, recipe)
+    layers = linears_by_layer(model)
+    check_pattern(layers, recipe)
+    for linears in layers if visit is None else []:
+        check_weights(linears)
     clock = _Clock()
-    done: list[tuple[PrunedLinear, Mask]] = []
-
-    def prune_layer(names: Iterable[str], stats: Mapping[str, LayerStats | None]) -> None:
-        for name in names:
-            linear, mask = _prune_linear(name, linears[name], stats[name], recipe)
-            done.append((linear, mask if keep_masks else None))
-
-    if not recipe.uses:
-        prune_layer(track(linears, "pruning", progress), dict.fromkeys(linears))
-    elif propagate == "dense" or isinstance(calibration, Mapping):
-        if propagate != "dense":
-            raise UserError("statistics of the dense model are for propagate='dense'; give the calibration windows for 'pruned'")
-        windows = None if isinstance(calibration, Mapping) else _require_windows(calibration, recipe)
-        stats = calibration if windows is None else gather(model, windows, recipe.uses, batch_size=batch_size, progress=progress)
-        clock.lap("calibrate")
-        prune_layer(track(linears, "pruning", progress), stats)
-    else:
-        runner = LayerRunner(model, _require_windows(calibration, recipe), batch_size)
-        for index in track(range(len(runner.layers)), "pruning", progress):
-            stats = runner.collect(index, recipe.uses)
-            clock.lap("calibrate")
-            prune_layer(stats, stats)
-            clock.lap("prune")
-            if index + 1 < len(runner.layers):
+    given = calibration if recipe.uses and isinstance(calibration, Mapping) else None
+    if given is not None and propagate != "dense":
+        raise UserError("statistics of the dense model are for propagate='dense'; give the calibration windows for 'pruned'")
+    windows = None if given is not None or not recipe.uses else _require_windows(calibration, recipe)
+    if work is not None and given is not None:
+        raise UserError("a work folder records what was calibrated on windows: give them instead of statistics")
+    journal = contextlib.nullcontext() if work is None else Journal(Path(work), _asked(model, windows, recipe, propagate, batch_size))
+    done: list[PrunedLinear] = []
+    masks: dict[str, Mask] = {}
+    with journal as finished:
+        runner = windows if windows is None or isinstance(windows, LayerRunner) else LayerRunner(model, windows, batch_size)
+        for index, linears in enumerate((visit or iter)(track(layers, "pruning", progress))):
+            found = finished.read(index) if finished else None
+            if found is None:
+                stats = dict.fromkeys(linears) if given is None else given
+                if runner:
+                    stats = runner.collect(index, recipe.uses, keep=propagate == "dense")
+                clock.lap("calibrate")
+                made = {name: _mask_linear(name, linear, stats[name], recipe) for name, linear in linears.items()}
+                found = {name: mask for name, (mask, _) in made.items()}, [linear for _, linear in made.values()]
+                if finished:
+                    finished.write(index, *found)
+            elif runner and propagate == "dense":
                 runner.run(index)
-    clock.lap("prune" if not recipe.uses or propagate == "dense" else "calibrate")
-    masks = {linear.name: mask for linear, mask in done} if keep_masks else {}
-    return PruneReport(recipe, propagate, [linear for linear, _ in done], clock.seconds, masks)
+            for name, mask in found[0].items():
+                weight_view(linears[name]).masked_fill_(~mask, 0)
+            done += found[1]
+            masks |= found[0] if keep_masks else {}
+            clock.lap("prune")
+            if runner and propagate == "pruned" and index + 1 < len(layers):
+                runner.run(index)
+                clock.lap("calibrate")
+    return PruneReport(recipe, propagate, done, clock.seconds, masks)
 
 
 def make_mask(name: str, weight: Weight, scores: Scores, stats: LayerStats | None, recipe: Recipe) -> tuple[Mask, dict[str, float] | None]:
@@ -145,26 +151,53 @@ def make_mask(name: str, weight: Weight, scores: Scores, stats: LayerStats | Non
     return refinement.mask, refinement.summary()
 
 
-def _prune_linear(name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe) -> tuple[PrunedLinear, Mask]:
+def _mask_linear(name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe) -> tuple[Mask, PrunedLinear]:
     weight = weight_view(linear)
-    mask, refined = make_mask(name, weight, recipe.score(weight, stats), stats, recipe)
-    weight.masked_fill_(~mask, 0)
-    return PrunedLinear(name, *weight.shape, kept=int(mask.sum()), refined=refined), mask
+    if stats is not None and stats.n_tokens == 0:  # an expert that no token reached: zero norms would leave only ties
+        mask, refined = recipe.pattern(recipe.score(weight, _as_if_equal(weight, stats))), None
+    else:
+        mask, refined = make_mask(name, weight, recipe.score(weight, stats), stats, recipe)
+    return mask, PrunedLinear(name, *weight.shape, kept=int(mask.sum()), refined=refined, n_tokens=stats and stats.n_tokens)
 
 
-def _check(linears: Mapping[str, nn.Module], recipe: Recipe) -> None:
-    for name, linear in linears.items():
-        if linear.weight.is_meta:
-            raise UserError(f"{name} is on the meta device, where a change would be lost: load the model into memory first")
+def _as_if_equal(weight: Weight, stats: LayerStats) -> LayerStats:
+    return replace(stats, input_norm=torch.ones_like(stats.input_norm), output_norm=stats.input_norm.new_ones(len(weight)))
+
+
+def check_pattern(layers: list[dict[str, nn.Module]], recipe: Recipe) -> None:
+    """Raise UserError, naming the linear, if the pattern cannot take a width."""
+    for name, linear in [named for linears in layers for named in linears.items()]:
         try:
             recipe.pattern.check(*weight_view(linear).shape)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+
+
+def check_weights(linears: Mapping[str, nn.Module]) -> None:
+    """Raise UserError, naming the linear, for a weight that is not in memory, or not finite."""
+    for name, linear in linears.items():
+        if linear.weight.is_meta:
+            raise UserError(f"{name} is on the meta device, where a change would be lost: load the model into memory first")
         if not torch.isfinite(linear.weight).all():
             raise UserError(f"NaN or inf in the weight of {name}: the checkpoint is broken")
 
 
-def _require_windows(calibration: Windows | None, recipe: Recipe) -> Windows:
+def _asked(model: nn.Module, windows: Windows | None, recipe: Recipe, propagate: str, batch_size: int) -> dict[str, str]:
+    """What masks depend on to the last bit."""
+    parameter = next(model.parameters())
+    asked = {
+        "weights": hash_tensors(model.state_dict()),
+        "recipe": f"{recipe.label} ({recipe.key})",
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+        "torch": torch.__version__,
+    }
+    if windows is None:
+        return asked
+    return asked | {"calibration windows": hash_tensors({"": windows}), "propagate": propagate, "batch size": str(batch_size)}
+
+
+def _require_windows(calibration: Windows | LayerRunner | None, recipe: Recipe) -> Windows | LayerRunner:
     if calibration is None:
         raise UserError(f"{recipe.label} uses {', '.join(sorted(recipe.uses))} and needs calibration windows")
     return calibration

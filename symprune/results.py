@@ -1,5 +1,6 @@
 """One measured result, one JSON file: named by what was asked, written whole or not at all."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from symprune import paths
 
@@ -34,21 +37,43 @@ class Record:
         """The hash of what was asked."""
         return run_key(self.run)
 
+    def to_dict(self) -> dict:
+        """Plain data from which `from_dict` makes an equal record, with a checksum of it."""
+        return {**vars(self), "checksum": self._checksum()}
+
+    @classmethod
+    def from_dict(cls, plain: Any) -> "Record":
+        """The record that `to_dict` described; raises ValueError if it is anything else, or differs from its checksum.
+
+        Records from before there were checksums have none, and are believed.
+        """
+        parts = {part: plain[part] for part in plain if part != "checksum"} if isinstance(plain, dict) else {}
+        if set(parts) != {"run", "metrics", "meta"} or not all(isinstance(part, dict) for part in parts.values()):
+            raise ValueError("a record has the parts run, metrics and meta")
+        record = cls(**parts)
+        checksum = record._checksum()
+        if plain.get("checksum", checksum) != checksum:
+            raise ValueError("its content is not what its checksum says")
+        return record
+
     def to_json(self) -> str:
         """Stable text: keys sorted, no NaN."""
-        return json.dumps(vars(self), sort_keys=True, indent=1, allow_nan=False) + "\n"
+        return json.dumps(self.to_dict(), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
         """The record that `to_json` wrote; raises ValueError if it is anything else."""
-        plain = json.loads(text)
-        if not isinstance(plain, dict) or set(plain) != {"run", "metrics", "meta"} or not all(isinstance(v, dict) for v in plain.values()):
-            raise ValueError("a record has the parts run, metrics and meta")
-        return cls(**plain)
+        return cls.from_dict(json.loads(text))
+
+    def _checksum(self) -> str:
+        return hashlib.sha256(json.dumps([self.run, self.metrics, self.meta], sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
 
 
 class Store:
-    """A folder of records, `<key>.json` each. A failure never overwrites a record; a corrupt one is set aside and measured again."""
+    """A folder of records, `<key>.json` each. A failure never overwrites a record; a corrupt one is set aside and measured again.
+
+    Several processes may share it: of those that ask the same question one measures, the others wait for its answer.
+    """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
@@ -63,13 +88,22 @@ class Store:
 
     def get_or_run(self, run: dict, measure: Callable[[], dict]) -> Record:
         """The record of what was asked, measured now if there is none; what `measure` raises leaves the folder as it was."""
-        return self.get(run) or self.put(Record(run, measure(), provenance()))
+        if found := self.get(run):
+            return found
+        with self._lock(run_key(run)):
+            return self.get(run) or self.put(Record(run, measure(), provenance()))
 
     def put(self, record: Record) -> Record:
         """Write a record: to the side, then renamed, so a reader sees a whole file or none."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / f"{record.key}.json", record.to_json())
         return record
+
+    def _lock(self, key: str) -> FileLock:
+        # The system holds it for the process, not the file for itself: a killed process leaves nothing that would have to be broken.
+        folder = self.folder / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{key}.lock")
 
     def _read(self, file: Path) -> Record | None:
         try:
@@ -79,7 +113,8 @@ class Store:
             return record
         except (ValueError, RecursionError) as error:
             aside = file.with_suffix(".corrupt")
-            file.replace(aside)
+            with contextlib.suppress(FileNotFoundError):  # another process may have set it aside first
+                file.replace(aside)
             warnings.warn(f"record {file.name} is corrupt ({error}); set aside as {aside.name} and measured again", stacklevel=2)
             return None
 
@@ -92,7 +127,7 @@ def read_lines(file: Path) -> dict[str, Record]:
 
 def write_lines(file: Path, records: Iterable[Record]) -> None:
     """Records as JSON lines in the order of their keys: one file to publish beside the tables they stand behind."""
-    lines = [json.dumps(vars(r), sort_keys=True, allow_nan=False, ensure_ascii=False) for r in sorted(records, key=lambda r: r.key)]
+    lines = [json.dumps(r.to_dict(), sort_keys=True, allow_nan=False, ensure_ascii=False) for r in sorted(records, key=lambda r: r.key)]
     write_whole(file, "".join(line + "\n" for line in lines))
 
 
@@ -112,12 +147,12 @@ def provenance() -> dict[str, Any]:
     return {"versions": versions, "python": platform.python_version(), "machine": _machine(), "git": _git()}
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file under another name and rename it into place, readable as any other file of this user's."""
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8) under another name and rename it into place, readable as any other file of this user's."""
     handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(text)
+        with os.fdopen(handle, "wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
         os.umask(umask := os.umask(0))
         os.chmod(partial, 0o666 & ~umask)
         os.replace(partial, file)

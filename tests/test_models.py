@@ -1,5 +1,6 @@
 """Models by name, and what is prunable in them, on tiny models of several families and on the embedded one."""
 
+import copy
 import json
 import shutil
 
@@ -84,12 +85,64 @@ def test_weights_are_put_back_bit_for_bit_and_in_place(family):
     assert all(torch.equal(p, before[name]) and p.data_ptr() == storage[name] for name, p in model.named_parameters())
 
 
-def test_experts_fused_into_one_tensor_are_refused_instead_of_left_unpruned():
-    from transformers import MixtralConfig, MixtralForCausalLM
+@pytest.mark.parametrize("family", tiny.MIXTURES)
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_taking_experts_apart_changes_no_bit_of_a_forward(family, implementation):
+    model, windows = tiny.model(family), tiny.windows()
+    model.set_experts_implementation(implementation)
+    with torch.no_grad():
+        before = model(input_ids=windows, use_cache=False).logits
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        named_linears(model)
+        assert torch.equal(model(input_ids=windows, use_cache=False).logits, before)
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
 
-    config = MixtralConfig(**tiny.GATED, num_local_experts=3, num_experts_per_tok=2)
-    model = MixtralForCausalLM(config)
-    with pytest.raises(UserError, match=r"mlp.experts.gate_up_proj of MixtralDecoderLayer holds 3 matrices in one tensor"):
+
+@pytest.mark.parametrize("family", tiny.MIXTURES)
+def test_experts_are_linears_of_their_own_and_routers_are_none(family):
+    model = tiny.model(family)
+    linears = {name.removeprefix("model.layers.1."): linear for name, linear in named_linears(model).items() if ".layers.1." in name}
+    experts = [f"mlp.experts.{e}.{part}" for e in range(4) for part in ("gate_proj", "up_proj", "down_proj")]
+    shared = [f"mlp.shared_expert.{part}" for part in ("gate_proj", "up_proj", "down_proj")] if family == "qwen2-moe" else []
+    assert list(linears) == [f"self_attn.{x}_proj" for x in "qkvo"] + experts + shared
+    fused = model.model.layers[1].mlp.experts
+    width = fused.down_proj.shape[2]
+    for e in range(4):
+        gate, up, down = (weight_view(linears[name]) for name in experts[3 * e : 3 * e + 3])
+        assert torch.equal(gate, fused.gate_up_proj[e, :width])
+        assert torch.equal(up, fused.gate_up_proj[e, width:])
+        assert torch.equal(down, fused.down_proj[e])
+        gate[0, 1] = up[0, 1] = down[0, 1] = 77.0
+        assert (fused.gate_up_proj[e] == 77).sum() == 2
+        assert (fused.down_proj[e] == 77).sum() == 1
+    twin = copy.deepcopy(model)
+    weight_view(named_linears(twin)["model.layers.1.mlp.experts.2.up_proj"]).fill_(5)
+    assert (twin.model.layers[1].mlp.experts.gate_up_proj == 5).sum() == width * 32
+    assert not (fused.gate_up_proj == 5).any()
+
+
+def test_a_mixture_is_saved_as_transformers_knows_it(tmp_path):
+    model = tiny.model("mixtral")
+    for linear in named_linears(model).values():
+        weight_view(linear)[:, ::2] = 0
+    with models.quiet_transformers():
+        model.save_pretrained(tmp_path)
+    again = models.load_model(str(tmp_path))
+    assert all(torch.equal(p, q) for p, q in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("change", ["is_transposed", "has_bias", "third"])
+def test_experts_in_another_layout_are_refused_instead_of_left_unpruned(change):
+    model = tiny.model("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    if change == "third":
+        experts.more = nn.Parameter(torch.zeros(4, 2, 2))
+    else:
+        setattr(experts, change, True)
+    with pytest.raises(
+        UserError, match=r"gate_up_proj of MixtralExperts holds 4 matrices in one tensor, in a layout that is not supported"
+    ):
         named_linears(model)
 
 
@@ -105,11 +158,23 @@ def test_the_router_of_plain_experts_is_left_alone():
     assert list(prunable_linears(layer)) == ["experts.0", "experts.1"]
 
 
-def test_a_model_without_a_list_of_decoder_layers_is_named():
+def test_a_model_without_a_list_of_decoder_layers_is_named_with_the_way_out():
     model = tiny.model("llama")
     model.config.num_hidden_layers = 7
-    with pytest.raises(UserError, match="no list of 7 decoder layers found in LlamaForCausalLM"):
+    with pytest.raises(UserError, match=r"no list of 7 decoder layers found in LlamaForCausalLM: .*--layers-path.* one of model\.layers"):
         decoder_layers(model)
+    model.layers_path = "model.layers"
+    assert decoder_layers(model) is model.model.layers
+    for wrong in ("model.layer", "model", "model.norm", "__class__"):
+        model.layers_path = wrong
+        with pytest.raises(UserError, match=f"unknown list of decoder layers '{wrong}'"):
+            decoder_layers(model)
+
+
+def test_the_path_of_decoder_layers_is_checked_at_loading(checkpoint):
+    assert models.load_model(str(checkpoint), layers_path="model.layers").layers_path == "model.layers"
+    with pytest.raises(UserError, match=r"unknown list of decoder layers 'model.block'"):
+        models.load_model(str(checkpoint), layers_path="model.block")
 
 
 @pytest.mark.parametrize(("family", "limit"), [("llama", 64), ("opt", 64), ("gpt2", 64)])
@@ -160,20 +225,22 @@ def test_what_the_hub_answers_is_told_apart(monkeypatch):
 
 
 def test_the_fingerprint_is_of_the_content_and_not_of_name_or_time(checkpoint, tmp_path):
-    copy = tmp_path / "elsewhere"
-    shutil.copytree(checkpoint, copy)
+    twin = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint, twin)
     original = models.fingerprint(str(checkpoint))
-    assert models.fingerprint(str(copy)) == original
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "0", "dtype": "float16"}))
-    assert models.fingerprint(str(copy)) == original
-    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
-    assert models.fingerprint(str(copy)) != original
-    shutil.copy(checkpoint / "config.json", copy)
-    content = bytearray((copy / "model.safetensors").read_bytes())
+    assert models.fingerprint(str(twin)) == original
+    (twin / models.MASKS).write_bytes(b"masks are no weights")
+    assert models.fingerprint(str(twin)) == original
+    config = json.loads((twin / "config.json").read_text())
+    (twin / "config.json").write_text(json.dumps({**config, "transformers_version": "0", "dtype": "float16"}))
+    assert models.fingerprint(str(twin)) == original
+    (twin / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert models.fingerprint(str(twin)) != original
+    shutil.copy(checkpoint / "config.json", twin)
+    content = bytearray((twin / "model.safetensors").read_bytes())
     content[-1] ^= 1
-    (copy / "model.safetensors").write_bytes(content)
-    assert models.fingerprint(str(copy)) != original
+    (twin / "model.safetensors").write_bytes(content)
+    assert models.fingerprint(str(twin)) != original
 
 
 def test_a_note_of_a_hash_that_was_not_written_to_its_end_is_not_believed(checkpoint, tmp_path, monkeypatch):

@@ -2,14 +2,16 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import tiny
 import torch
 
-from symprune import NM, RIA, SCORES, DSnoT, Magnitude, R2DSnoT, Recipe, Unstructured, UserError, Wanda, perplexity, prune
-from symprune.calibrate import gather
+from symprune import NM, RIA, SCORES, DSnoT, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, UserError, Wanda, perplexity, prune
+from symprune.calibrate import LayerRunner, gather
 from symprune.models import decoder_layers, named_linears, role, weight_view
+from symprune.prune import make_mask
 from symprune.refine import REFINERS
 
 PATTERNS = [Unstructured(0.5), Unstructured(0.6, "layer"), NM(2, 4), NM(4, 8)]
@@ -185,3 +187,144 @@ def test_the_report_shows_itself():
     assert "<table" in report._repr_html_()
     assert "50.00%" in repr(report)
     assert report.plot().axes[0].get_ylabel() == "sparsity"
+
+
+# Mixtures of experts.
+
+
+@pytest.mark.parametrize("family", tiny.MIXTURES)
+def test_the_runner_carries_a_mixture_exactly_as_a_forward_does(family):
+    model, windows = tiny.model(family), tiny.windows(3)
+    runner = LayerRunner(model, windows)
+    for index in range(3):
+        runner.run(index)
+    with torch.no_grad():
+        for hidden, window in zip(runner.hidden, windows, strict=True):
+            assert torch.equal(model.model.norm(hidden), model.model(input_ids=window[None], use_cache=False).last_hidden_state)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("family", tiny.MIXTURES)
+def test_every_expert_loses_exactly_what_was_asked_and_nothing_else_changes(family, pattern):
+    model = tiny.model(family)
+    dense = copy.deepcopy(model)
+    report = prune(model, tiny.windows(4), Recipe(RIA(), pattern), keep_masks=True)
+    for name, linear in named_linears(dense).items():
+        groups = report.masks[name].reshape({NM: (-1, getattr(pattern, "m", 1))}.get(type(pattern), report.masks[name].shape))
+        size = groups.numel() if getattr(pattern, "group", "") == "layer" else groups.shape[1]
+        kept = pattern.n if isinstance(pattern, NM) else size - math.floor(pattern.sparsity * size)
+        assert (groups.sum() == kept) if size == groups.numel() else (groups.sum(1) == kept).all(), name
+        weight_view(linear).masked_fill_(~report.masks[name], 0)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), dense.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("score", [cls() for cls in SCORES.values()], ids=list(SCORES))
+def test_every_score_runs_on_experts_reached_or_not(score):
+    report = prune(tiny.model("mixtral"), tiny.windows(1, seq_len=2), Recipe(score, Unstructured(0.5), DSnoT()))
+    assert report.sparsity == 0.5
+    if score.uses:
+        assert report.unreached
+        assert f"{len(report.unreached)} of them saw no calibration token" in repr(report)
+
+
+def test_experts_that_no_token_reached_are_named_and_scored_as_if_inputs_were_equal():
+    model, window = tiny.model("mixtral"), tiny.windows(1, seq_len=1)
+    with torch.no_grad():
+        chosen = model(input_ids=window, use_cache=False, output_router_logits=True).router_logits[0].topk(2).indices
+    dense = copy.deepcopy(model)
+    report = prune(model, window, Recipe(Wanda(), Unstructured(0.5), DSnoT()), keep_masks=True)
+    idle = [e for e in range(4) if e not in chosen]
+    names = [f"model.layers.0.mlp.experts.{e}.{part}" for e in idle for part in ("gate_proj", "up_proj", "down_proj")]
+    assert [name for name in report.unreached if ".layers.0." in name] == names
+    for name in names:
+        magnitude = Unstructured(0.5)(weight_view(named_linears(dense)[name]).abs())
+        assert torch.equal(report.masks[name], magnitude)
+        assert next(linear for linear in report.linears if linear.name == name).refined is None
+
+
+# A work folder.
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+@pytest.mark.parametrize("score", [RIA(), Magnitude(), StochRIA()], ids=lambda score: type(score).__name__)
+@pytest.mark.parametrize("killed_at", [0, 5, 7, 20])
+def test_a_run_that_ended_anywhere_continues_to_the_same_masks(tmp_path, monkeypatch, propagate, score, killed_at):
+    recipe, windows, dense = Recipe(score, Unstructured(0.5)), tiny.windows(3), tiny.model()
+    whole = copy.deepcopy(dense)
+    expected = prune(whole, windows, recipe, propagate, keep_masks=True)
+    made = []
+
+    def counted(*args):
+        made.append(args[0])
+        if len(made) == killed_at + 1:
+            raise Killed
+        return make_mask(*args)
+
+    monkeypatch.setitem(vars(sys.modules["symprune.prune"]), "make_mask", counted)
+    with pytest.raises(Killed):
+        prune(copy.deepcopy(dense), windows, recipe, propagate, work=tmp_path / "work")
+    made.clear()
+    monkeypatch.setitem(vars(sys.modules["symprune.prune"]), "make_mask", lambda *args: (made.append(args[0]), make_mask(*args))[1])
+    report = prune(dense, windows, recipe, propagate, work=tmp_path / "work", keep_masks=True)
+    assert made == list(expected.masks)[killed_at // 7 * 7 :]  # what was finished is not made again
+    assert report.linears == expected.linears
+    assert report.masks.keys() == expected.masks.keys()
+    assert all(torch.equal(report.masks[name], mask) for name, mask in expected.masks.items())
+    assert all(torch.equal(p, q) for p, q in zip(dense.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_damaged_layer_of_a_work_folder_is_made_again(tmp_path):
+    model, windows, recipe = tiny.model(), tiny.windows(3), Recipe(Wanda(), NM(2, 4), DSnoT())
+    expected = prune(copy.deepcopy(model), windows, recipe, work=tmp_path, keep_masks=True)
+    files = [tmp_path / f"layer_00{i}.safetensors" for i in range(3)]
+    content = bytearray(files[0].read_bytes())
+    content[-9] ^= 4
+    files[0].write_bytes(content)
+    files[1].write_bytes(files[2].read_bytes())  # the right kind of file in the wrong place
+    report = prune(model, windows, recipe, work=tmp_path, keep_masks=True)
+    assert all(torch.equal(report.masks[name], mask) for name, mask in expected.masks.items())
+    assert report.linears == expected.linears
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "options"),
+    [
+        (["weights: "], {"seed": 1}, {}),
+        (["recipe: wanda, 0.5 per output", "wanda, 0.6 per output"], {}, {"recipe": Recipe(Wanda(), Unstructured(0.6))}),
+        (["calibration windows: "], {}, {"calibration": tiny.windows(3, seed=5)}),
+        (["propagate: pruned there, dense now"], {}, {"propagate": "dense"}),
+        (["batch size: 1 there, 2 now"], {}, {"batch_size": 2}),
+        (["dtype: float32 there, bfloat16 now"], {"dtype": torch.bfloat16}, {}),
+    ],
+)
+def test_a_work_folder_of_another_run_is_refused_with_what_differs(tmp_path, words, model, options):
+    asked = {"calibration": tiny.windows(3), "recipe": Recipe(Wanda(), Unstructured(0.5)), "work": tmp_path}
+    prune(tiny.model(), **asked)
+    other = tiny.model(**model)
+    before = copy.deepcopy(other)
+    with pytest.raises(UserError, match="holds another run") as refused:
+        prune(other, **{**asked, **options})
+    assert all(word in str(refused.value) for word in words)
+    assert all(torch.equal(p, q) for p, q in zip(other.parameters(), before.parameters(), strict=True))
+
+
+def test_a_work_folder_must_be_one(tmp_path):
+    recipe = Recipe(Wanda(), Unstructured(0.5))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is no folder"):
+        prune(tiny.model(), tiny.windows(), recipe, work=tmp_path / "file")
+    with pytest.raises(UserError, match="holds something else than a pruning run"):
+        prune(tiny.model(), tiny.windows(), recipe, work=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    stats = gather(tiny.model(), tiny.windows())
+    with pytest.raises(UserError, match="give them instead of statistics"):
+        prune(tiny.model(), stats, recipe, "dense", work=tmp_path / "work")
+    for content in ("", "{", "[]", "7", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")):
+        (tmp_path / "w").mkdir(exist_ok=True)
+        (tmp_path / "w" / "asked.json").write_text(content)
+        with pytest.raises(UserError, match=r"asked.json is damaged"):
+            prune(tiny.model(), tiny.windows(), recipe, work=tmp_path / "w")

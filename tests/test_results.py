@@ -1,15 +1,18 @@
 """Records: named by what was asked, whole or not there, never wrong."""
 
+import errno
 import json
 import math
 import stat
+import threading
+import time
 import warnings
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from symprune import results
+from symprune import paths, results
 from symprune.results import Record, Store, provenance, run_key, write_whole
 
 RUN = {"model": {"name": "tiny", "weights": "00ff"}, "recipe": None, "calibration": None, "evaluation": {"seq_len": 32}}
@@ -29,7 +32,7 @@ def store(tmp_path) -> Store:
 
 
 def files(store: Store) -> dict[str, str]:
-    return {file.name: file.read_text() for file in store.folder.iterdir()} if store.folder.exists() else {}
+    return {file.name: file.read_text() for file in store.folder.iterdir() if file.is_file()} if store.folder.exists() else {}
 
 
 def never() -> dict:
@@ -178,3 +181,97 @@ def test_a_record_says_where_it_came_from():
     assert meta["python"].startswith("3.")
     assert meta["git"] is None or (len(meta["git"]["commit"]) == 40 and isinstance(meta["git"]["dirty"], bool))
     json.dumps(meta)
+
+
+# Damage and concurrency (processes that are killed: test_chaos.py).
+
+
+@given(st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_changed_byte_of_a_record_is_noticed_or_changes_nothing(tmp_path, data):
+    record = Record(RUN, {"perplexity": 12.5, "window_losses": [2.5, 2.625], "n": 10}, {"versions": {"torch": "2"}})
+    store = Store(tmp_path / "records")
+    file = store.folder / f"{record.key}.json"
+    store.put(record)
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert store.get(RUN) in (None, record)
+
+
+def test_a_changed_digit_of_a_metric_is_measured_again(store):
+    store.get_or_run(RUN, lambda: METRICS)
+    (file,) = store.folder.glob("*.json")
+    file.write_text(file.read_text().replace("12.5", "11.5"))
+    with pytest.warns(UserWarning, match="its content is not what its checksum says"):
+        assert store.get_or_run(RUN, lambda: METRICS).metrics == METRICS
+
+
+def test_records_from_before_there_were_checksums_are_read(store):
+    record = Record(RUN, METRICS, {})
+    store.folder.mkdir()
+    (store.folder / f"{record.key}.json").write_text(json.dumps(vars(record)))
+    assert store.get(RUN) == record
+
+
+def test_published_records_are_read_and_written_with_checksums(tmp_path):
+    published = results.read_lines(paths.results("cpu") / "records.jsonl")
+    assert published
+    results.write_lines(tmp_path / "again.jsonl", published.values())
+    assert results.read_lines(tmp_path / "again.jsonl") == published
+    text = (tmp_path / "again.jsonl").read_text()
+    (tmp_path / "again.jsonl").write_text(text.replace('"jaccard": 0.9', '"jaccard": 0.8', 1))
+    with pytest.raises(ValueError, match="checksum"):
+        results.read_lines(tmp_path / "again.jsonl")
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(store, monkeypatch):
+    kept = store.get_or_run(RUN, lambda: METRICS)
+    before = files(store)
+    real = results.os.fdopen
+
+    def full(*args, **options):
+        f = real(*args, **options)
+
+        class Full:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                f.close()
+
+            def write(self, content):
+                f.write(content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        return Full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.os, "fdopen", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.get_or_run({**RUN, "recipe": "another"}, lambda: METRICS)
+    assert files(store) == before
+    assert store.get_or_run(RUN, never) == kept
+    assert store.get_or_run({**RUN, "recipe": "another"}, lambda: METRICS).metrics == METRICS
+
+
+def test_who_waited_for_another_takes_its_answer(store):
+    measured, barrier = [], threading.Barrier(4)
+
+    def measure() -> dict:
+        measured.append(1)
+        time.sleep(0.1)
+        return METRICS
+
+    def ask() -> None:
+        barrier.wait()
+        assert Store(store.folder).get_or_run(RUN, measure).metrics == METRICS
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert measured == [1]

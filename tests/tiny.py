@@ -20,17 +20,25 @@ CONFIGS = {
     "gpt-neox": lambda: tf.GPTNeoXConfig(**COMMON, intermediate_size=48),
     "phi": lambda: tf.PhiConfig(**COMMON, intermediate_size=48),
 }
+# Their experts lie in one tensor, so a linear's name is not a module's.
+MIXTURES = {
+    "mixtral": lambda: tf.MixtralConfig(**GATED, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2-moe": lambda: tf.Qwen2MoeConfig(
+        **GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40
+    ),
+    "qwen3-moe": lambda: tf.Qwen3MoeConfig(**GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
+}
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
 def model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> nn.Module:
     """A model with weights large enough that every layer matters."""
     torch.manual_seed(seed)
-    config = CONFIGS[family]()
+    config = (CONFIGS | MIXTURES)[family]()
     config.update(changes)
     built = tf.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     for parameter in built.parameters():
-        if parameter.dim() == 2:
+        if parameter.dim() >= 2:
             nn.init.normal_(parameter, std=0.2)
     return built.to(dtype)
 
