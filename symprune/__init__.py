@@ -2,6 +2,7 @@
 
 from symprune.errors import UserError
 from symprune.evaluate import Perplexity, perplexity
+from symprune.mask_files import MaskFile, apply_masks, load_masks, save_masks
 from symprune.masks import NM, Unstructured
 from symprune.prune import PruneReport, prune
 from symprune.recipe import Recipe
@@ -20,6 +21,7 @@ from symprune.scores import (
     Wanda,
 )
 from symprune.stats import LayerStats, StatsAccumulator
+from symprune.zero_shot import ZeroShot, zero_shot
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,7 @@ __all__ = [
     "LayerStats",
     "LpNorm",
     "Magnitude",
+    "MaskFile",
     "OWanda",
     "Perplexity",
     "PruneReport",
@@ -45,6 +48,11 @@ __all__ = [
     "Unstructured",
     "UserError",
     "Wanda",
+    "ZeroShot",
+    "apply_masks",
+    "load_masks",
     "perplexity",
     "prune",
+    "save_masks",
+    "zero_shot",
 ]

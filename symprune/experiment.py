@@ -3,14 +3,14 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from symprune import data, models, paths
-from symprune.calibrate import OUTPUT_SIDES, gather
+from symprune import data, gate, models, paths, stats_files
+from symprune.calibrate import OUTPUT_SIDES, accumulate, gather
 from symprune.errors import UserError, unknown
 from symprune.evaluate import perplexity
 from symprune.overlap import entropy_of_kept, jaccard
@@ -18,6 +18,9 @@ from symprune.progress import announce
 from symprune.prune import PROPAGATE, make_mask, prune
 from symprune.recipe import Recipe, method_dict, method_label, pattern_label
 from symprune.results import Record, Store, provenance
+from symprune.stats import LayerStats
+from symprune.tasks import identity, load_tasks
+from symprune.zero_shot import zero_shot
 
 
 @dataclass
@@ -40,11 +43,13 @@ class Experiment:
     output_side: str = "activations"
     evaluation_corpus: str = "embedded"
     evaluation_split: str = "evaluation"
+    eval_seq_len: int | None = None  # seq_len unless said otherwise
     n_eval: int | None = 16
     batch_size: int = 1
     _bench: "_Bench | None" = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
+        self.eval_seq_len = self.eval_seq_len or self.seq_len
         sizes = {"n_calib": self.n_calib, "seq_len": self.seq_len, "n_eval": self.n_eval, "batch_size": self.batch_size}
         for name, size in sizes.items():
             if size is not None and size < 1:
@@ -60,6 +65,27 @@ class Experiment:
 
     def run(self, recipes: Sequence[Recipe | None]):
         """One row per model, recipe and seed (pandas), None being the dense model; measured in order, or found as records."""
+        return self._frame(recipes, lambda *asked: [_row(self.record(*asked))])
+
+    def zero_shot(self, recipes: Sequence[Recipe | None], tasks: Sequence[str], limit: int | None = None, batch_size: int = 8):
+        """One row per model, recipe, seed and zero-shot task (pandas), see `symprune.zero_shot`; measured, or found as records.
+
+        Models are pruned exactly as `run` prunes them. `correct` holds a 1 or 0 for each example, in the order of the task.
+        """
+        loaded = load_tasks(tasks)
+        examples = {name: identity(task, limit) for name, task in loaded.items()}
+
+        def rows(model: str, recipe: Recipe | None, seed: int) -> list[dict]:
+            bench = self._set_up(model)
+            questions = {name: bench.zero_shot_question(recipe, seed, {"task": name, "limit": limit, **examples[name]}) for name in loaded}
+            missing = {name: task for name, task in loaded.items() if self.store.get(questions[name]) is None}
+            measured = bench.measure_zero_shot(recipe, seed, missing, limit, batch_size) if missing else {}
+            return [_zero_shot_row(self.store.get_or_run(questions[name], lambda name=name: measured[name])) for name in loaded]
+
+        return self._frame(recipes, rows)
+
+    def _frame(self, recipes: Sequence[Recipe | None], rows_of: Callable[[str, Recipe | None, int], list[dict]]):
+        """The rows of every model, recipe and seed that matters, in the order of the recipes."""
         import pandas as pd
 
         asked = [
@@ -72,7 +98,7 @@ class Experiment:
         rows = []
         for done, (model, recipe, seed) in enumerate(asked):
             announce(f"{model} {recipe.label if recipe else 'dense'}, seed {seed}", done, len(asked))
-            rows.append(_row(self.record(model, recipe, seed)))
+            rows += rows_of(model, recipe, seed)
         announce("tables and figures", len(asked), len(asked))
         order = {(recipe.key if recipe else "dense"): i for i, recipe in enumerate(dict.fromkeys(recipes))}
         frame = pd.DataFrame(rows)
@@ -83,27 +109,29 @@ class Experiment:
         bench = self._set_up(model)
         return self.store.get_or_run(bench.question(recipe, seed), lambda: bench.measure(recipe, seed))
 
-    def compare_masks(self, pairs: Sequence[tuple[Recipe, Recipe]]):
+    def compare_masks(self, pairs: Sequence[tuple[Recipe, Recipe]], other: "Experiment | None" = None):
         """One row per model, seed and pair (recipe, reference): overlap of their masks, and how evenly the recipe keeps.
 
         Jaccard overlap, and normalised entropy over rows and columns, see `symprune.overlap`: means over the linears (pandas),
         each linear's in columns `linear_*`. Masks follow from statistics of the dense model; no weight is changed, nothing is
-        evaluated. Raises UserError unless propagate is "dense".
+        evaluated. other: the experiment whose calibration makes the references' masks, seed by seed (default: this one).
+        Raises UserError unless propagate is "dense", and ValueError unless the other has as many seeds.
         """
         import pandas as pd
 
-        if self.propagate != "dense":
+        other = other or self
+        if {self.propagate, other.propagate} != {"dense"}:
             raise UserError("masks are compared on statistics of the dense model: compare_masks needs propagate 'dense'")
         pairs, rows = list(dict.fromkeys(pairs)), []
         for model in self.models:
-            bench = self._set_up(model)
-            for seed in self.seeds:
-                asked = [pair for pair in pairs if seed == self.seeds[0] or any(recipe.uses for recipe in pair)]
-                missing = [pair for pair in asked if self.store.get(bench.mask_question(pair, seed)) is None]
-                measured = bench.measure_masks(missing, seed) if missing else {}
+            bench, reference = self._set_up(model), other._set_up(model)
+            for seeds in zip(self.seeds, other.seeds, strict=True):
+                asked = [pair for pair in pairs if seeds[0] == self.seeds[0] or any(recipe.uses for recipe in pair)]
+                questions = {pair: bench.mask_question(pair, seeds, reference) for pair in asked}
+                missing = [pair for pair in asked if self.store.get(questions[pair]) is None]
+                measured = bench.measure_masks(missing, seeds, reference) if missing else {}
                 for pair in asked:
-                    record = self.store.get_or_run(bench.mask_question(pair, seed), lambda found=measured, pair=pair: found[pair])
-                    rows.append(_mask_row(record))
+                    rows.append(_mask_row(self.store.get_or_run(questions[pair], lambda found=measured, pair=pair: found[pair])))
         return pd.DataFrame(rows)
 
     def time_scores(self, scores: Sequence[Any], repeats: int = 7, n_layers: int = 3):
@@ -150,7 +178,7 @@ class _Bench:
         self.tokenizer = models.load_tokenizer(name)
         self.fingerprint = models.fingerprint(name)
         self.evaluation = data.evaluation_windows(
-            experiment.evaluation_corpus, self.tokenizer, experiment.seq_len, experiment.n_eval, experiment.evaluation_split
+            experiment.evaluation_corpus, self.tokenizer, experiment.eval_seq_len, experiment.n_eval, experiment.evaluation_split
         )
         self._calibration: dict[int, torch.Tensor] = {}
         self._model: torch.nn.Module | None = None
@@ -167,16 +195,19 @@ class _Bench:
             "evaluation": {
                 "corpus": x.evaluation_corpus,
                 "split": x.evaluation_split,
-                "seq_len": x.seq_len,
+                "seq_len": x.eval_seq_len,
                 "windows": data.digest(self.evaluation),
                 "n_windows": len(self.evaluation),
                 "bos": data.adds_bos(self.tokenizer),
             },
         }
 
-    def mask_question(self, pair: tuple[Recipe, Recipe], seed: int) -> dict:
+    def mask_question(self, pair: tuple[Recipe, Recipe], seeds: tuple[int, int], reference: "_Bench") -> dict:
         """What a comparison of masks is named by."""
-        sides = [{"recipe": recipe.to_dict(), "calibration": self._calibrated_on(recipe.uses, seed)} for recipe in pair]
+        sides = [
+            {"recipe": recipe.to_dict(), "calibration": bench._calibrated_on(recipe.uses, seed)}
+            for recipe, seed, bench in zip(pair, seeds, (self, reference), strict=True)
+        ]
         return {"model": self._identity(), **sides[0], "reference": sides[1]}
 
     def timing_question(self, scores: Sequence[Any], repeats: int, n_layers: int) -> dict:
@@ -202,24 +233,18 @@ class _Bench:
         }
         return calibration | ({"output_side": x.output_side} if "output_norm" in uses else {})
 
+    def zero_shot_question(self, recipe: Recipe | None, seed: int, task: dict) -> dict:
+        """What a zero-shot score is named by: the evaluation text has no part in it."""
+        asked = self.question(recipe, seed)
+        return {key: asked[key] for key in ("model", "recipe", "calibration")} | {"zero_shot": task | {"bos": asked["evaluation"]["bos"]}}
+
     def measure(self, recipe: Recipe | None, seed: int) -> dict:
         """Prune, evaluate, restore."""
-        x = self.experiment
-        model = self._pristine_model()
-        metrics: dict[str, Any] = {}
-        if recipe is not None:
-            statistics = self._dense_statistics(recipe.uses, seed) if recipe.uses and x.propagate == "dense" else None
-            calibration = statistics or (self.windows(seed) if recipe.uses else None)
-            report = prune(model, calibration, recipe, x.propagate if recipe.uses else "dense", batch_size=x.batch_size)
-            metrics |= {
-                "sparsity": report.sparsity,
-                "linears": {linear.name: linear.sparsity for linear in report.linears},
-                "seconds_prune": sum(report.seconds.values()),
-            }
-            if recipe.refine:
-                metrics["refined"] = {linear.name: linear.refined for linear in report.linears if linear.refined}
+        model, metrics = self._pruned_model(recipe, seed)
         start = time.perf_counter()
-        value = perplexity(model, self.evaluation, batch_size=x.batch_size)
+        value = perplexity(model, self.evaluation, batch_size=self.experiment.batch_size)
+        if recipe is None:
+            gate.check_dense(self.name, self._dense_protocol(), float(value), data.adds_bos(self.tokenizer))
         return metrics | {
             "perplexity": float(value),
             "perplexity_stderr": None if math.isnan(value.stderr) else value.stderr,
@@ -227,26 +252,74 @@ class _Bench:
             "seconds_evaluate": time.perf_counter() - start,
         }
 
+    def measure_zero_shot(self, recipe: Recipe | None, seed: int, tasks: Mapping[str, Any], limit: int | None, batch_size: int) -> dict:
+        """Prune, score every task, restore; the metrics of each task by its name."""
+        model, metrics = self._pruned_model(recipe, seed)
+        pruning = {key: metrics[key] for key in ("sparsity", "seconds_prune") if key in metrics}
+        measured = {}
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            score = zero_shot(model, self.tokenizer, {name: task}, limit, batch_size).scores[name]
+            measured[name] = pruning | {
+                "acc": score.acc,
+                "stderr": None if math.isnan(score.stderr) else score.stderr,
+                "n": score.n,
+                "acc_norm": score.acc_norm,
+                "correct": "".join(map(str, map(int, score.correct))),
+                "seconds_evaluate": time.perf_counter() - start,
+            }
+        return measured
+
+    def _pruned_model(self, recipe: Recipe | None, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
+        """The model, pruned by a recipe (None: not at all), and what pruning it brought."""
+        x = self.experiment
+        if recipe is None:
+            return self._pristine_model(), {}
+        if gate.is_gated(self.name, self._dense_protocol()):  # on record only if it passed
+            x.store.get_or_run(self.question(None, seed), lambda: self.measure(None, seed))
+        statistics = self._dense_statistics(recipe.uses, seed) if recipe.uses and x.propagate == "dense" else None
+        calibration = statistics or (self.windows(seed) if recipe.uses else None)
+        model = self._pristine_model()
+        report = prune(model, calibration, recipe, x.propagate if recipe.uses else "dense", batch_size=x.batch_size)
+        metrics: dict[str, Any] = {
+            "sparsity": report.sparsity,
+            "linears": {linear.name: linear.sparsity for linear in report.linears},
+            "seconds_prune": sum(report.seconds.values()),
+        }
+        if recipe.refine:
+            metrics["refined"] = {linear.name: linear.refined for linear in report.linears if linear.refined}
+        return model, metrics
+
+    def _dense_protocol(self) -> dict:
+        x = self.experiment
+        return {"corpus": x.evaluation_corpus, "split": x.evaluation_split, "seq_len": x.eval_seq_len, "n_eval": x.n_eval}
+
     @torch.no_grad()
-    def measure_masks(self, pairs: Sequence[tuple[Recipe, Recipe]], seed: int) -> dict[tuple[Recipe, Recipe], dict]:
+    def measure_masks(self, pairs: Sequence[tuple[Recipe, Recipe]], seeds: tuple[int, int], reference: "_Bench") -> dict:
         """Every pair's agreement, linear by linear: each score and each mask is computed once for all pairs, and none is kept."""
-        recipes = dict.fromkeys(recipe for pair in pairs for recipe in pair)
+        ours, theirs = (tuple(dict.fromkeys(side)) for side in zip(*pairs, strict=True))
+        if reference is self and seeds[0] == seeds[1]:
+            ours = theirs = tuple(dict.fromkeys(ours + theirs))
         linears = models.named_linears(self._pristine_model())
-        uses = frozenset().union(*(recipe.uses for recipe in recipes))
-        stats = self._dense_statistics(uses, seed) if uses else dict.fromkeys(linears)
+        stats = self._statistics_for(ours, seeds[0], linears)
+        reference_stats = stats if theirs is ours else reference._statistics_for(theirs, seeds[1], linears)
         measured: dict = {pair: {"linears": {}} for pair in pairs}
         for done, (name, linear) in enumerate(linears.items()):
-            announce(f"{self.name} masks of {name}, seed {seed}", done, len(linears))
-            weight = models.weight_view(linear)
-            scores = {score: score(weight, stats[name]) for score in dict.fromkeys(recipe.score for recipe in recipes)}
-            masks = {recipe: make_mask(name, weight, scores[recipe.score], stats[name], recipe)[0] for recipe in recipes}
-            for recipe, reference in pairs:
-                measured[recipe, reference]["linears"][name] = {
-                    "jaccard": jaccard(masks[recipe], masks[reference]),
-                    "entropy_rows": entropy_of_kept(masks[recipe], dim=0),
-                    "entropy_columns": entropy_of_kept(masks[recipe], dim=1),
+            announce(f"{self.name} masks of {name}, seed {seeds[0]}", done, len(linears))
+            masks = _masks(name, linear, ours, stats[name])
+            reference_masks = masks if theirs is ours else _masks(name, linear, theirs, reference_stats[name])
+            for pair in pairs:
+                measured[pair]["linears"][name] = {
+                    "jaccard": jaccard(masks[pair[0]], reference_masks[pair[1]]),
+                    "entropy_rows": entropy_of_kept(masks[pair[0]], dim=0),
+                    "entropy_columns": entropy_of_kept(masks[pair[0]], dim=1),
                 }
         return measured
+
+    def _statistics_for(self, recipes: Sequence[Recipe], seed: int, linears: Collection[str]) -> dict:
+        """What these recipes read of each linear: nothing, for some."""
+        uses = frozenset().union(*(recipe.uses for recipe in recipes))
+        return self._dense_statistics(uses, seed) if uses else dict.fromkeys(linears)
 
     @torch.no_grad()
     def measure_seconds(self, scores: Sequence[Any], repeats: int, n_layers: int) -> dict:
@@ -289,13 +362,30 @@ class _Bench:
 
     def _dense_statistics(self, wanted: frozenset[str], seed: int) -> dict:
         """Statistics of the dense model, gathered once per seed; gathered anew only when a field is wanted that is not yet there."""
-        x = self.experiment
         if self._statistics is None or self._statistics[0] != seed or not wanted <= self._statistics[1]:
             uses = wanted | (self._statistics[1] if self._statistics and self._statistics[0] == seed else frozenset())
             uses -= {"gram"} - wanted  # Gram matrices are too large to keep for recipes that do not read them
-            statistics = gather(self._pristine_model(), self.windows(seed), uses, output_side=x.output_side, batch_size=x.batch_size)
-            self._statistics = seed, uses, statistics
+            self._statistics = seed, uses, self._gathered_or_kept(uses, seed)
         return self._statistics[2]
+
+    def _gathered_or_kept(self, uses: frozenset[str], seed: int) -> dict:
+        """Statistics of the dense model, kept on disk for other processes; Gram matrices are too large for that."""
+        x, windows = self.experiment, self.windows(seed)
+        options = {"output_side": x.output_side, "batch_size": x.batch_size}
+        if "gram" in uses:
+            return gather(self._pristine_model(), windows, uses, **options)
+        asked = stats_files.asked(self.fingerprint, uses, dtype=x.dtype, device=x.device, seq_len=x.seq_len, **options)
+        found = stats_files.remembered(
+            paths.statistics(), asked, data.digest(windows), lambda: accumulate(self._pristine_model(), windows, uses, **options)
+        )
+        return {name: stats.to(x.device) for name, stats in found.items()}
+
+
+def _masks(name: str, linear: torch.nn.Module, recipes: Sequence[Recipe], stats: LayerStats | None) -> dict[Recipe, torch.Tensor]:
+    """The mask that each recipe gives one linear; a score that several share is computed once."""
+    weight = models.weight_view(linear)
+    scores = {score: score(weight, stats) for score in dict.fromkeys(recipe.score for recipe in recipes)}
+    return {recipe: make_mask(name, weight, scores[recipe.score], stats, recipe)[0] for recipe in recipes}
 
 
 def _row(record: Record) -> dict:
@@ -307,12 +397,29 @@ def _row(record: Record) -> dict:
         "refine": (method_label(recipe.refine) if recipe.refine else "none") if recipe else "dense",
         "pattern": pattern_label(recipe.pattern) if recipe else "dense",
         "sparsity": record.metrics.get("sparsity", 0.0),
-        "seed": calibration.get("seed"),
+        **{name: calibration.get(name) for name in ("corpus", "n_calib", "seq_len", "propagate", "seed")},
         "perplexity": record.metrics["perplexity"],
         "perplexity_stderr": record.metrics["perplexity_stderr"],
         "window_losses": record.metrics["window_losses"],
+        "seconds_prune": record.metrics.get("seconds_prune", 0.0),
         **(_hyperparameters("score", recipe.score) | _hyperparameters("refine", recipe.refine) if recipe else {}),
         **_refinement(record.metrics.get("refined", {})),
+        "recipe_key": recipe.key if recipe else "dense",
+        "record": record.key,
+    }
+
+
+def _zero_shot_row(record: Record) -> dict:
+    recipe = Recipe.from_dict(record.run["recipe"]) if record.run["recipe"] else None
+    return {
+        "model": record.run["model"]["name"],
+        "method": method_label(recipe.score) if recipe else "dense",
+        "refine": (method_label(recipe.refine) if recipe.refine else "none") if recipe else "dense",
+        "pattern": pattern_label(recipe.pattern) if recipe else "dense",
+        "sparsity": record.metrics.get("sparsity", 0.0),
+        "seed": (record.run["calibration"] or {}).get("seed"),
+        "task": record.run["zero_shot"]["task"],
+        **{name: record.metrics[name] for name in ("acc", "stderr", "n", "acc_norm", "correct")},
         "recipe_key": recipe.key if recipe else "dense",
         "record": record.key,
     }

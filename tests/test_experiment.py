@@ -16,6 +16,7 @@ MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), N
 def protocol(checkpoint, corpus, tmp_path, monkeypatch) -> dict:
     """A profile of the tiny checkpoint that keeps its records in a folder of its own."""
     monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setattr("symprune.paths.statistics", lambda: tmp_path / "statistics")
     return {
         "profile": "test",
         "models": [str(checkpoint)],
@@ -171,15 +172,29 @@ def test_a_key_changes_with_the_weights_and_with_the_corpus_under_the_same_name(
 
 
 def test_statistics_of_the_dense_model_are_gathered_once_for_many_recipes(protocol, monkeypatch):
-    real, gathered = module.gather, []
+    real, gathered = module.accumulate, []
 
     def watched(model, windows, uses, **options):
         gathered.append(frozenset(uses))
         return real(model, windows, uses, **options)
 
-    monkeypatch.setattr(module, "gather", watched)
+    monkeypatch.setattr(module, "accumulate", watched)
     Experiment(**{**protocol, "propagate": "dense", "seeds": [0]}).run([None, WANDA, Recipe(RIA()), RIA_NM, MAGNITUDE])
     assert gathered == [{"input_norm"}]
+
+
+def test_statistics_of_the_dense_model_serve_other_processes_and_are_gathered_again_if_damaged(protocol, tmp_path, monkeypatch):
+    dense = {**protocol, "propagate": "dense", "seeds": [0]}
+    model = protocol["models"][0]
+    first = Experiment(**dense).record(model, WANDA)
+    with monkeypatch.context() as patch:
+        forbid(patch, "symprune.experiment.accumulate", "symprune.experiment.gather")
+        again = Experiment(**{**dense, "profile": "again"}).record(model, WANDA)
+    (file,) = (tmp_path / "statistics").iterdir()
+    file.write_bytes(file.read_bytes()[:-7] + b"damaged")
+    with pytest.warns(UserWarning, match="gathered again"):
+        after = Experiment(**{**dense, "profile": "after"}).record(model, WANDA)
+    assert first.metrics["perplexity"] == again.metrics["perplexity"] == after.metrics["perplexity"]
 
 
 def test_gradients_are_another_question_than_activations(protocol):

@@ -1,0 +1,66 @@
+"""Figures of others stand beside ours with their source, and are never mixed with them."""
+
+import tomllib
+from fnmatch import fnmatch
+
+import pandas as pd
+
+from symprune import SCORES, paths
+from symprune.reported import beside_reported, reported_figures
+
+LLAMA2, LLAMA3 = "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B"
+
+
+def ours(model: str, method: str, pattern: str, perplexity: float, refine: str = "none") -> dict:
+    return {"model": model, "method": method, "pattern": pattern, "refine": refine, "perplexity": perplexity}
+
+
+def test_every_figure_has_a_source_and_is_there_once_for_it():
+    figures = reported_figures()
+    assert not figures[["model", "pattern", "method", "reported", "source"]].isna().any().any()
+    assert not figures.duplicated(["model", "pattern", "method", "source"]).any()
+    assert set(figures["method"]) <= {*SCORES, "dense", "sparsegpt"}
+    assert set(figures["pattern"]) == {"dense", "0.5", "2:4", "4:8"}
+    wanda = figures[(figures["model"] == LLAMA2) & (figures["method"] == "wanda")].set_index("pattern")
+    assert wanda["reported"].to_dict() == {"0.5": 6.42, "4:8": 7.97, "2:4": 11.02}
+    assert set(wanda["seq_len"]) == {4096}
+
+
+def test_ours_stand_beside_the_reported_ones_of_the_same_model_pattern_and_method():
+    rows = pd.DataFrame(
+        [
+            ours(LLAMA2, "dense", "dense", 5.4738, "dense"),
+            ours(LLAMA2, "wanda", "0.5 per output", 6.9),
+            ours(LLAMA2, "wanda", "0.5 per output", 7.1),
+            ours(LLAMA2, "wanda", "0.5 per output", 99.0, "dsnot"),
+            ours(LLAMA2, "wanda", "0.5 per layer", 98.0),
+            ours(LLAMA2, "wanda", "0.6 per output", 97.0),
+        ]
+    )
+    table = beside_reported(rows, seq_len=2048)
+    assert set(table["model"]) == {LLAMA2}
+    assert len(table) == len(reported_figures().query("model == @LLAMA2"))
+    cells = table.set_index(["pattern", "method"])
+    assert cells.loc[("dense", "dense"), ["ours", "our seq_len", "reported", "reported seq_len"]].tolist() == ["5.474", 2048, 5.12, 4096]
+    assert cells.loc[("0.5", "wanda"), ["ours", "reported", "source"]].tolist() == ["7.000", 6.42, "README of Wanda"]
+    assert (table["ours"] != "").sum() == 2
+
+
+def test_a_model_of_which_nothing_is_reported_has_no_rows():
+    assert beside_reported(pd.DataFrame([ours("embedded", "dense", "dense", 19.2, "dense")]), seq_len=512).empty
+
+
+def test_two_sources_of_one_figure_are_two_rows():
+    table = beside_reported(pd.DataFrame([ours(LLAMA3, "ria", "2:4", 23.0)]), seq_len=2048)
+    both = table[(table["pattern"] == "2:4") & (table["method"] == "ria")]
+    assert sorted(both["reported"]) == [22.89, 23.08]
+    assert both["source"].nunique() == 2
+    assert set(both["ours"]) == {"23.00"}
+
+
+def test_every_data_file_beside_the_modules_is_packaged():
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["symprune"]
+    others = [file.name for file in (paths.ROOT / "symprune").iterdir() if file.is_file() and file.suffix != ".py"]
+    assert {"reported.yaml", "dense.yaml"} <= set(others)
+    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in others)
