@@ -1,7 +1,7 @@
 """Run a model decoder layer by decoder layer, and gather the statistics of what its linears receive."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, MutableSequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from symprune._types import Windows
 from symprune.errors import UserError, unknown
 from symprune.models import decoder_layers, linears_by_layer, max_seq_len, named_linears, weight_view
 from symprune.progress import track
-from symprune.stats import LayerStats, Moments, StatsAccumulator, at_least_float32
+from symprune.stats import LayerStats, SharedInputs, StatsAccumulator, at_least_float32, finish
 
 OUTPUT_SIDES = ("activations", "gradients")
 
@@ -36,13 +36,14 @@ class LayerRunner:
     in a forward whose layers compute nothing, and given again: no family's signature is written down here.
     """
 
-    def __init__(self, model: nn.Module, windows: Windows, batch_size: int = 1):
-        check_windows(model, windows)
+    def __init__(self, model: nn.Module, windows: Windows, batch_size: int = 1, hidden: MutableSequence[Tensor] | None = None):
+        """hidden: where the hidden states are kept, batch by batch (None: in memory, on the model's device)."""
+        check_windows(model, windows, in_memory=hidden is None)
         self.layers = decoder_layers(model)
         self.linears = linears_by_layer(model)
-        self.hidden: list[Tensor] = []  # what enters the next decoder layer, batch by batch
+        self.hidden = [] if hidden is None else hidden  # what enters the next decoder layer, batch by batch
         self._calls: dict[int, list[Call]] = {}  # by batch size: masks and positions have its shape
-        device = next(model.parameters()).device
+        device = _entrance(model)
         for batch in windows.split(batch_size):
             calls = self._calls.get(len(batch))
             entering, caught = _enter(model, batch.to(device), every_layer=calls is None)
@@ -60,9 +61,13 @@ class LayerRunner:
 
     def collect(self, index: int, uses: Collection[str], keep: bool = False) -> dict[str, LayerStats]:
         """Statistics of the linears of decoder layer `index`, by full name, from one pass over all hidden states."""
+        return finish(self.accumulate(index, uses, keep))
+
+    def accumulate(self, index: int, uses: Collection[str], keep: bool = False) -> dict[str, StatsAccumulator]:
+        """The sums that `collect` makes statistics of."""
         with collecting(self.linears[index], uses) as accumulators:
             self.run(index, keep)
-        return {name: accumulator.finish() for name, accumulator in accumulators.items()}
+        return accumulators
 
 
 @contextlib.contextmanager
@@ -72,18 +77,18 @@ def collecting(linears: dict[str, nn.Module], uses: Collection[str]) -> Iterator
     uses: the fields of `LayerStats` wanted; outputs are gathered only for "output_norm", Gram matrices only for "gram".
     Raises UserError, naming the linear, on NaN or inf.
     """
-    accumulators, handles = {}, []
-    last: list = [None, None]  # the tensor seen last and its moments
+    handles = []
+    if "gram" in uses:
+        _require_gram_memory(linears)
+    shapes = {name: weight_view(linear).shape for name, linear in linears.items()}
+    accumulators = {
+        name: StatsAccumulator(d_in, d_out, linears[name].weight.device, gram="gram" in uses) for name, (d_out, d_in) in shapes.items()
+    }
+    shared = SharedInputs(accumulators)
 
     def hook(name: str):
         def observe(linear: nn.Module, args: tuple, out: Tensor) -> None:
-            inputs = args[0].detach()
-            if last[0] is not args[0]:
-                moments = Moments.of(inputs, gram="gram" in uses)
-                if not torch.isfinite(moments.within.sum() + moments.total.sum()):
-                    raise UserError(f"NaN or inf in the inputs of {name}: the weights are broken, or the dtype's range is too small")
-                last[:] = args[0], moments
-            accumulators[name].add(last[1], inputs.dtype)
+            shared.add(name, args[0])
             if "output_norm" in uses:
                 accumulators[name].update_outputs(out)
 
@@ -91,8 +96,6 @@ def collecting(linears: dict[str, nn.Module], uses: Collection[str]) -> Iterator
 
     try:
         for name, linear in linears.items():
-            d_out, d_in = weight_view(linear).shape
-            accumulators[name] = StatsAccumulator(d_in, d_out, linear.weight.device, gram="gram" in uses)
             handles.append(linear.register_forward_hook(hook(name)))
         yield accumulators
     finally:
@@ -113,15 +116,48 @@ def gather(
 
     output_side: what Y is, the linears' "activations" or the loss "gradients" with respect to them (one backward pass).
     """
+    statistics: dict[str, LayerStats] = {}
+    for part in _by_layer(model, windows, uses, output_side, batch_size, progress):
+        statistics |= finish(part)
+    return statistics
+
+
+def accumulate(
+    model: nn.Module,
+    windows: Windows,
+    uses: Collection[str] = ("input_norm",),
+    *,
+    output_side: str = "activations",
+    batch_size: int = 1,
+    progress: bool = False,
+) -> dict[str, StatsAccumulator]:
+    """The sums that `gather` makes statistics of: to save, and to merge with those of other windows."""
+    sums: dict[str, StatsAccumulator] = {}
+    for part in _by_layer(model, windows, uses, output_side, batch_size, progress):
+        sums |= part
+    return sums
+
+
+def _by_layer(
+    model: nn.Module, windows: Windows, uses: Collection[str], output_side: str, batch_size: int, progress: bool
+) -> Iterator[dict[str, StatsAccumulator]]:
+    """The sums of the dense model's linears, decoder layer by decoder layer where one pass forward gives them."""
     if output_side not in OUTPUT_SIDES:
         raise UserError(f"output_side must be one of {', '.join(OUTPUT_SIDES)}, not {output_side!r}")
     if output_side == "gradients" and "output_norm" in uses:
-        return _gather_with_gradients(model, windows, uses, progress)
+        yield _accumulate_with_gradients(model, windows, uses, progress)
+        return
     runner = LayerRunner(model, windows, batch_size)
-    statistics: dict[str, LayerStats] = {}
     for index in track(range(len(runner.layers)), "calibrating", progress):
-        statistics |= runner.collect(index, uses, keep=True)
-    return statistics
+        sums = runner.accumulate(index, uses, keep=True)
+        if index == 0 and "gram" in uses:
+            grams = {id(a.moments): a.moments.gram.nbytes // 2 for a in sums.values()}  # kept in half of float64's bytes
+            _require_memory(
+                (len(runner.layers) - 1) * sum(grams.values()),
+                _entrance(model),
+                f"the Gram matrices of {len(runner.layers)} decoder layers",
+            )
+        yield sums
 
 
 @torch.no_grad()
@@ -148,16 +184,15 @@ def linear_activations(model: nn.Module, windows: Windows, names: Collection[str
                 raise unknown("linear", name, linears)
             seen[name] = [], []
             handles.append(linears[name].register_forward_hook(hook(name)))
-        device = next(model.parameters()).device
         for window in windows:
-            model(input_ids=window[None].to(device), use_cache=False)
+            model(input_ids=window[None].to(_entrance(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
     return {name: (torch.cat(inputs), torch.cat(outputs)) for name, (inputs, outputs) in seen.items()}
 
 
-def check_windows(model: nn.Module, windows: Windows) -> None:
+def check_windows(model: nn.Module, windows: Windows, in_memory: bool = True) -> None:
     """Raise UserError if the windows are empty, longer than the model's positions, or would not fit into memory as hidden states."""
     n_windows, seq_len = windows.shape
     limit = max_seq_len(model)
@@ -165,17 +200,37 @@ def check_windows(model: nn.Module, windows: Windows) -> None:
         raise UserError("no windows to run the model on: n_calib, n_eval and seq_len must be at least 1")
     if limit is not None and seq_len > limit:
         raise UserError(f"seq_len {seq_len} is above the {limit} positions of {type(model).__name__}: lower seq_len")
-    parameter = next(model.parameters())
-    if parameter.device.type == "cpu":
-        import psutil
+    if in_memory and (device := _entrance(model)).type == "cpu":
+        width = model.config.get_text_config(decoder=True).hidden_size
+        needed = n_windows * seq_len * width * next(model.parameters()).element_size()
+        _require_memory(needed, device, f"the hidden states of {n_windows} windows of {seq_len} tokens", "lower n_calib or seq_len")
 
-        needed = n_windows * seq_len * model.config.get_text_config(decoder=True).hidden_size * parameter.element_size()
-        free = psutil.virtual_memory().available
-        if needed > free:
-            raise UserError(
-                f"{n_windows} windows of {seq_len} tokens need {needed / 2**30:.1f} GiB for hidden states, "
-                f"{free / 2**30:.1f} GiB are free: lower n_calib or seq_len"
-            )
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a device."""
+    import psutil
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _require_memory(needed: int, device: torch.device, what: str, way_out: str = "use a refinement that needs no Gram matrix") -> None:
+    free = free_memory(device)
+    if needed > free:
+        raise UserError(f"{what} need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device.type}: {way_out}")
+
+
+def _require_gram_memory(linears: dict[str, nn.Module]) -> None:
+    """Raise UserError if the Gram matrices of these linears cannot fit: one for each width at least, and a product being added."""
+    widths = {weight_view(linear).shape[1] for linear in linears.values()}
+    needed = 8 * sum(d**2 for d in widths) + 4 * max(widths, default=0) ** 2
+    first = next(iter(linears), None)
+    if first is not None:
+        _require_memory(needed, linears[first].weight.device, f"the Gram matrices of one decoder layer ({first} and after)")
+
+
+def _entrance(model: nn.Module) -> torch.device:
+    """Where tokens enter the model."""
+    return model.get_input_embeddings().weight.device
 
 
 @torch.no_grad()
@@ -216,11 +271,11 @@ def _enter(model: nn.Module, batch: Tensor, every_layer: bool) -> tuple[Tensor, 
     return entering[0], calls
 
 
-def _gather_with_gradients(model: nn.Module, windows: Windows, uses: Collection[str], progress: bool) -> dict[str, LayerStats]:
+def _accumulate_with_gradients(model: nn.Module, windows: Windows, uses: Collection[str], progress: bool) -> dict[str, StatsAccumulator]:
     """Inputs from the forward and the loss gradient with respect to each linear's output from the backward, window by window."""
     linears = named_linears(model)
     check_windows(model, windows)
-    device = next(model.parameters()).device
+    device = _entrance(model)
     handles = []
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     with collecting(linears, set(uses) - {"output_norm"}) as accumulators:
@@ -244,7 +299,7 @@ def _gather_with_gradients(model: nn.Module, windows: Windows, uses: Collection[
                 handle.remove()
             for parameter, was in required.items():
                 parameter.requires_grad_(was)
-    return {name: accumulator.finish() for name, accumulator in accumulators.items()}
+    return accumulators
 
 
 def _hidden_states(out: Any) -> Tensor:

@@ -43,6 +43,11 @@ def cache() -> Path:
     return Path(os.environ.get("SYMPRUNE_CACHE", base / "symprune")).resolve()
 
 
+def statistics() -> Path:
+    """Calibration statistics of dense models, kept from run to run."""
+    return cache() / "statistics"
+
+
 def hub_mirror() -> Path | None:
     """A local folder in the hub's layout (SYMPRUNE_DATA), for machines that cannot reach the hub."""
     folder = os.environ.get("SYMPRUNE_DATA")

@@ -12,7 +12,8 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch):
+def _own_environment(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr("symprune.paths.statistics", lambda: tmp_path_factory.getbasetemp() / "statistics")
     for name in ("SYMPRUNE_ROOT", "SYMPRUNE_OUTPUT", "SYMPRUNE_DATA", "SYMPRUNE_PROGRESS"):
         monkeypatch.delenv(name, raising=False)
 

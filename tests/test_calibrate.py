@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from symprune import UserError
-from symprune.calibrate import LayerRunner, gather
+from symprune.calibrate import LayerRunner, collecting, gather
 from symprune.models import decoder_layers, named_linears, weight_view
 
 ALL_FIELDS = {"input_norm", "input_mean", "input_var", "input_var_within", "output_norm"}
@@ -118,3 +118,50 @@ def test_broken_weights_are_named_where_they_show():
     decoder_layers(model)[1].self_attn.v_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"NaN or inf in the inputs of model\.layers\.1\.self_attn\.o_proj"):
         gather(model, tiny.windows())
+
+
+@pytest.mark.parametrize(("family", "groups"), [("llama", 4), ("gpt2", 4), ("opt", 4)])
+def test_linears_that_receive_the_same_tensor_share_one_gram_matrix_with_the_right_values(family, groups):
+    model, windows = tiny.model(family), tiny.windows(3, seq_len=10)
+    seen = {name: [] for name in named_linears(model)}
+    handles = []
+    for name, linear in named_linears(model).items():
+        handles.append(linear.register_forward_hook(lambda _, args, __, into=seen[name]: into.append(args[0])))
+    stats = gather(model, windows, {"gram"})
+    for handle in handles:
+        handle.remove()
+    seen = {name: inputs[-3:] for name, inputs in seen.items()}  # the runner's entrance calls the first decoder layer once more
+    for name, inputs in seen.items():
+        x = torch.cat([tensor.reshape(-1, tensor.shape[-1]) for tensor in inputs]).double()
+        torch.testing.assert_close(stats[name].gram.double(), x.T @ x, rtol=1e-5, atol=1e-5)
+        sharing = [other for other in seen if all(a is b for a, b in zip(seen[other], inputs, strict=True))]
+        assert {stats[other].gram.data_ptr() for other in sharing} == {stats[name].gram.data_ptr()}
+    assert len({s.gram.data_ptr() for s in stats.values()}) == groups * len(decoder_layers(model))
+
+
+def test_linears_part_when_they_receive_different_tensors_later():
+    linears = {name: nn.Linear(4, 2) for name in "abc"}
+    x, y, z = torch.randn(3, 5, 4)
+    with torch.no_grad(), collecting(linears, {"gram"}) as sums:
+        for name, inputs in [("a", x), ("b", x), ("c", x), ("a", y), ("b", y), ("c", z), ("a", z), ("b", x)]:
+            linears[name](inputs)
+    for name, given in {"a": [x, y, z], "b": [x, y, x], "c": [x, z]}.items():
+        flat = torch.cat(given)
+        found = sums[name].finish()
+        torch.testing.assert_close(found.gram, flat.T @ flat)
+        torch.testing.assert_close(found.input_norm, flat.norm(dim=0))
+        assert found.n_tokens == len(flat)
+
+
+def test_gram_matrices_that_do_not_fit_are_refused_before_they_are_gathered(monkeypatch):
+    model, per_layer = tiny.model(), 4 * (3 * 32**2 + 48**2)
+    monkeypatch.setattr("symprune.calibrate.free_memory", lambda _: 8 * (32**2 + 48**2) + 4 * 48**2 - 1)
+    with pytest.raises(UserError, match=r"Gram matrices of one decoder layer.*q_proj"):
+        gather(model, tiny.windows(1), {"gram"})
+    monkeypatch.setattr("symprune.calibrate.free_memory", lambda _: 2 * per_layer - 1 if tried else 10**9)
+    tried: list = []
+    real = LayerRunner.accumulate
+    monkeypatch.setattr(LayerRunner, "accumulate", lambda *args, **options: tried.append(real(*args, **options)) or tried[-1])
+    with pytest.raises(UserError, match="Gram matrices of 3 decoder layers"):
+        gather(model, tiny.windows(1), {"gram"})
+    assert len(tried) == 1

@@ -1,0 +1,216 @@
+"""Streamed pruning ends with the bits of pruning in memory, never holds two decoder layers, and keeps to its budget."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from symprune import NM, RIA, Magnitude, R2DSnoT, Recipe, SymWanda, Unstructured, UserError, Wanda, paths, prune, stream
+from symprune.calibrate import LayerRunner, gather
+from symprune.cost import Cost, Shape, plan
+from symprune.models import decoder_layers, load_model
+from symprune.stream import OnDisk, prune_checkpoint, skeleton
+from symprune.swap import ExactSwap
+
+WANDA = Recipe(Wanda(), Unstructured(0.5))
+
+
+def saved(folder, family: str = "llama", **changes):
+    """A tiny model as save_pretrained writes it, and its name."""
+    model = tiny.model(family, **changes)
+    model.save_pretrained(folder / "dense", max_shard_size="20kB")
+    return str(folder / "dense")
+
+
+def same_weights(name: str, model: torch.nn.Module) -> bool:
+    streamed = load_model(name).state_dict()
+    return all(torch.equal(streamed[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_every_family_streams_to_the_bits_of_the_run_in_memory(family, tmp_path):
+    name, windows = saved(tmp_path, family), tiny.windows(3)
+    model = load_model(name)
+    expected = prune(model, windows, WANDA, keep_masks=True)
+    found = prune_checkpoint(name, tmp_path / "out", windows, WANDA, keep_masks=True)
+    assert same_weights(str(tmp_path / "out"), model)
+    assert found.linears == expected.linears
+    assert all(torch.equal(found.masks[linear], mask) for linear, mask in expected.masks.items())
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(RIA(), NM(2, 4), R2DSnoT()), Recipe(SymWanda()), Recipe(Wanda(), NM(2, 4), ExactSwap()), Recipe(Magnitude())]
+)
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+@pytest.mark.parametrize("spill", [False, True])
+def test_recipes_and_propagation_and_hidden_states_on_disk_change_no_bit(recipe, propagate, spill, tmp_path, monkeypatch):
+    name, windows = saved(tmp_path, tie_word_embeddings=True), tiny.windows(5)
+    model = load_model(name)
+    prune(model, windows, recipe, propagate, batch_size=2)
+    if spill:
+        real = stream.plan
+        monkeypatch.setattr(stream, "plan", lambda cost, *rest: stream.Plan(cost, True, **{k: vars(real(cost, *rest))[k] for k in KEPT}))
+    prune_checkpoint(name, tmp_path / "out", windows, recipe, propagate, batch_size=2)
+    assert same_weights(str(tmp_path / "out"), model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
+
+
+KEPT = ("base", "memory", "disk", "seconds")
+
+
+def test_statistics_gathered_before_stream_too(tmp_path):
+    name, windows = saved(tmp_path, "gpt2"), tiny.windows(3)
+    model = load_model(name)
+    statistics = gather(model, windows)
+    prune(model, statistics, WANDA, "dense")
+    prune_checkpoint(name, tmp_path / "out", statistics, WANDA, "dense")
+    assert same_weights(str(tmp_path / "out"), model)
+
+
+def test_half_precision_streams_in_the_dtype_asked_for(tmp_path):
+    name, windows = saved(tmp_path), tiny.windows(3)
+    model = load_model(name, "bfloat16")
+    prune(model, windows, WANDA)
+    prune_checkpoint(name, tmp_path / "out", windows, WANDA, dtype="bfloat16")
+    out = load_model(str(tmp_path / "out"), "bfloat16")
+    assert all(torch.equal(tensor, out.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert {tensor.dtype for file in (tmp_path / "out").glob("*.safetensors") for tensor in load_file(file).values()} == {torch.bfloat16}
+
+
+def test_never_more_than_one_decoder_layer_is_in_memory(tmp_path, monkeypatch):
+    name, seen = saved(tmp_path), []
+    real = stream.check_weights
+
+    def watched(linears):
+        model = built[0]
+        seen.append([i for i, layer in enumerate(decoder_layers(model)) if not next(layer.parameters()).is_meta])
+        assert model.get_input_embeddings().weight.is_meta
+        return real(linears)
+
+    built = []
+    monkeypatch.setattr(stream, "skeleton", lambda *args: built.append(skeleton(*args)) or built[0])
+    monkeypatch.setattr(stream, "check_weights", watched)
+    prune_checkpoint(name, tmp_path / "out", tiny.windows(2), WANDA)
+    assert seen == [[0], [1], [2]]
+
+
+def test_a_checkpoint_without_a_prefix_on_its_names_is_read(tmp_path):
+    from safetensors.torch import save_file
+
+    name = saved(tmp_path, "gpt2")
+    files = sorted((tmp_path / "dense").glob("*.safetensors"))
+    tensors = {key.removeprefix("transformer."): tensor for file in files for key, tensor in load_file(file).items()}
+    for file in [*files, tmp_path / "dense/model.safetensors.index.json"]:
+        file.unlink()
+    save_file(tensors, tmp_path / "dense/model.safetensors", {"format": "pt"})
+    model = load_model(name)
+    prune(model, tiny.windows(2), WANDA)
+    prune_checkpoint(name, tmp_path / "out", tiny.windows(2), WANDA)
+    assert same_weights(str(tmp_path / "out"), model)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"memory": 1000}, "raise --memory"), ({"dtype": "float31"}, "unknown dtype"), ({"recipe": Recipe(Wanda(), NM(1, 5))}, "q_proj")],
+)
+def test_what_cannot_be_streamed_is_refused_and_leaves_nothing(options, words, tmp_path):
+    name = saved(tmp_path)
+    with pytest.raises(UserError, match=words):
+        prune_checkpoint(name, tmp_path / "out", tiny.windows(2), **{"recipe": WANDA, **options})
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_a_missing_tensor_and_a_broken_weight_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    name = saved(tmp_path)
+    files = {file: load_file(file) for file in sorted((tmp_path / "dense").glob("*.safetensors"))}
+    lost, broken = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.weight"
+    (file,) = [file for file, tensors in files.items() if broken in tensors]
+    files[file][broken][0, 0] = float("nan")
+    save_file(files[file], file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"layers\.2\.mlp\.down_proj"):
+        prune_checkpoint(name, tmp_path / "out", tiny.windows(2), WANDA)
+    (file,) = [file for file, tensors in files.items() if lost in tensors]
+    save_file({key: tensor for key, tensor in files[file].items() if key != lost}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=lost):
+        prune_checkpoint(name, tmp_path / "out", tiny.windows(2), WANDA)
+
+
+def test_tensors_on_disk_are_a_list_of_tensors(tmp_path):
+    tensors = [torch.randn(2, 3, 4), torch.randn(1, 3, 4).bfloat16()]
+    kept = OnDisk(tmp_path)
+    kept.extend(tensors)
+    assert len(kept) == 2
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(kept, tensors, strict=True))
+    kept[0] = tensors[0] + 1
+    assert torch.equal(kept[0], tensors[0] + 1)
+    with pytest.raises(IndexError):
+        kept[2]
+
+
+# The cost model.
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
+def test_the_shape_is_counted_as_the_model_counts_itself(family):
+    model = tiny.model(family)
+    shape, cost = Shape.of(model), Cost(Shape.of(model), 4, 12)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert cost.weights == sum(p.nbytes for p in model.parameters())
+    assert shape.layer * 3 == shape.layers
+    hidden = model(input_ids=tiny.windows(4, 12), output_hidden_states=True).hidden_states[0]
+    assert cost.hidden == hidden.nbytes
+
+
+def test_hidden_states_are_spilled_only_when_they_do_not_fit():
+    cost = Cost(Shape.of(tiny.model()), n_windows=10**6, seq_len=64)
+    roomy, tight = plan(cost, 10**15), plan(cost, 2**32)
+    assert not roomy.spill
+    assert tight.spill
+    assert roomy.memory - tight.memory > 0.9 * cost.hidden
+    assert tight.disk - roomy.disk == cost.hidden
+
+
+PROGRAM = """
+import json, re, sys, torch
+from symprune import Recipe, Unstructured, Wanda
+from symprune.stream import prune_checkpoint
+plans, recipe = [], Recipe(Wanda(), Unstructured(0.5))
+prune_checkpoint(sys.argv[1], sys.argv[2], torch.ones(1, 32, dtype=torch.long), recipe, "dense", memory=2**34, planned=plans.append)
+peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+print(json.dumps({"taken": peak - plans[0].base, "predicted": plans[0].memory - plans[0].base}))
+"""
+
+
+def test_the_memory_predicted_is_the_memory_taken_within_a_quarter(tmp_path):
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 128}
+    name = saved(tmp_path, hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, **heads)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, name, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 0.75 < found["predicted"] / found["taken"] < 1.25, found
+
+
+def test_the_page_on_scaling_shows_what_the_cost_model_says():
+    sys.path.insert(0, str(paths.ROOT / "benchmarks"))
+    import scaling
+
+    assert scaling.table() in (paths.ROOT / "docs/scaling.md").read_text()
+
+
+def test_operations_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, windows = tiny.model(), tiny.windows(4, 12)
+    runner = LayerRunner(model, windows)
+    with FlopCounterMode(display=False) as counter:
+        for index in range(len(runner.layers)):
+            runner.collect(index, {"input_norm"})
+            runner.run(index)
+    expected = Cost(Shape.of(model), 4, 12).operations
+    assert 0.75 < expected / counter.get_total_flops() < 1.25
