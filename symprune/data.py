@@ -1,7 +1,8 @@
 """Text as windows of tokens: calibration by random windows, evaluation by consecutive ones.
 
 A corpus is "embedded" (Wikipedia, out of the gensim wheel), "wikitext2", "c4", or a .txt or .jsonl file. Hub corpora are
-sought in SYMPRUNE_DATA first.
+sought in SYMPRUNE_DATA first. For calibration alone: "lee" (news, out of the same wheel), "python" (source code, the standard
+library's) and "random" (tokens drawn evenly from the vocabulary: a control that holds no language).
 """
 
 import bz2
@@ -13,6 +14,7 @@ import json
 import os
 import random
 import re
+import sysconfig
 import zlib
 from pathlib import Path
 
@@ -47,7 +49,9 @@ _HUB = {
     ),
 }
 
-CORPORA = ("embedded", *_HUB)
+HUB_CORPORA = tuple(_HUB)
+CORPORA = ("embedded", *HUB_CORPORA, "lee", "python", "random")
+_SINGLE = ("wikitext2", "lee")  # corpora whose lines are shorter than a window: joined into one document
 
 
 def calibration_windows(corpus: str, tokenizer, n_calib: int, seq_len: int, seed: int, split: str = "calibration") -> Windows:
@@ -57,11 +61,14 @@ def calibration_windows(corpus: str, tokenizer, n_calib: int, seq_len: int, seed
     single document only starts are drawn; WikiText-2, whose lines are no documents, is joined into one, as they do.
     Draws are bounded: raises UserError if the corpus is empty, holds no document long enough, or memory no so many windows.
     """
-    texts = documents(corpus, split)
-    if corpus == "wikitext2":
-        texts = [" ".join(texts)]
     _require_positive(n_calib=n_calib, seq_len=seq_len)
     _require_memory(n_calib, seq_len)
+    if corpus == "random":
+        ordinary = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
+        return ordinary[torch.randint(len(ordinary), (n_calib, seq_len), generator=torch.Generator().manual_seed(seed))]
+    texts = documents(corpus, split)
+    if corpus in _SINGLE:
+        texts = [" ".join(texts)]
     rng = random.Random(seed)
     tokens: dict[int, list[int]] = {}  # documents already tokenised
     windows = []
@@ -125,6 +132,10 @@ def documents(corpus: str, split: str) -> list[str]:
     elif corpus in _HUB:
         repo, files = _HUB[corpus]
         texts = _hub_texts(repo, files[split])
+    elif corpus == "random" or (corpus in _INSTALLED and split != "calibration"):
+        raise UserError(f"corpus {corpus!r} serves calibration alone: evaluate on another")
+    elif corpus in _INSTALLED:
+        texts = _INSTALLED[corpus]()
     elif Path(corpus).is_file():
         texts = _file_texts(Path(corpus))
     else:
@@ -132,6 +143,12 @@ def documents(corpus: str, split: str) -> list[str]:
     if not any(text.strip() for text in texts):
         raise UserError(f"corpus {corpus!r} ({split}) is empty")
     return texts
+
+
+def hub_files(corpus: str) -> tuple[str, list[str]]:
+    """The repository of a corpus of the hub, and the file of each split in it."""
+    repo, files = _HUB[corpus]
+    return repo, list(dict.fromkeys(names[0] for names in files.values()))
 
 
 def embedded_titles(split: str) -> list[str]:
@@ -146,12 +163,7 @@ def embedded_articles() -> dict[str, str]:
 
     Kept: namespace 0, no redirect, no list, no disambiguation page; paragraphs of at least 80 characters; articles of at least 1500.
     """
-    spec = importlib.util.find_spec("gensim")
-    if spec is None:
-        raise UserError("the embedded corpus is not installed: run `pip install 'symprune[embedded]'`")
-    dump = Path(spec.origin).parent / "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-    if not dump.is_file():
-        raise UserError("this gensim lacks its test data, the embedded corpus: install gensim from its wheel with pip")
+    dump = _gensim_file("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2")
     # The key holds the dump and the rule, so a change of either is a new extraction.
     key = hashlib.sha256(dump.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
     cached = paths.cache() / f"wikipedia-{key}.json"
@@ -161,6 +173,30 @@ def embedded_articles() -> dict[str, str]:
         partial.write_text(json.dumps(_extract_articles(dump)))
         partial.replace(cached)
     return json.loads(cached.read_text())
+
+
+def _gensim_file(name: str) -> Path:
+    """A text that ships in the gensim wheel; raises UserError if it is not installed."""
+    spec = importlib.util.find_spec("gensim")
+    if spec is None:
+        raise UserError("the embedded corpora are not installed: run `pip install 'symprune[embedded]'`")
+    file = Path(spec.origin).parent / "test/test_data" / name
+    if not file.is_file():
+        raise UserError("this gensim lacks its test data, the embedded corpora: install gensim from its wheel with pip")
+    return file
+
+
+def _lee_documents() -> list[str]:
+    """300 short news items of the Australian Broadcasting Corporation, 2000 to 2002 (Lee, Pincombe and Welsh, 2005), one a line."""
+    return _gensim_file("lee_background.cor").read_text(encoding="utf-8").splitlines()
+
+
+def _python_sources() -> list[str]:
+    """The standard library's top-level modules, of the running Python: which text that is differs from version to version."""
+    return [file.read_text(encoding="utf-8") for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
+
+
+_INSTALLED = {"lee": _lee_documents, "python": _python_sources}
 
 
 def _extract_articles(dump: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from symprune import paths
+from symprune.accuracy import accuracies
 from symprune.results import write_whole
 from symprune.tables import measurements, summarise
 
@@ -68,7 +69,8 @@ def perplexity_dots(frame: pd.DataFrame, columns: str = "pattern", index: str = 
                 ax.axvline(dense.iloc[0], color="black", linewidth=0.9, linestyle=":", label="dense")
             ax.set(xscale="log", yticks=range(len(methods)), yticklabels=methods, title=panel if len(models) == 1 else f"{model}\n{panel}")
         axes[0][0].invert_yaxis()
-        axes[0][-1].legend(loc="lower right", fontsize=7)
+        if is_dense.any():
+            axes[0][-1].legend(loc="lower right", fontsize=7)
         fig.supxlabel("perplexity (lower is better)", fontsize=9)
         _plain_log_ticks(axes[0][0], "x")
     return fig
@@ -187,6 +189,54 @@ def agreement_curves(frame: pd.DataFrame) -> Figure:
         ax.set_xscale("symlog", linthresh=smallest)
         ax.set(xlabel="factor on y", ylabel="Jaccard overlap of masks", ylim=(None, 1.02), xlim=(0, None))
         ax.legend(fontsize=8)
+    return fig
+
+
+def heat_map(frame: pd.DataFrame, x: str, y: str) -> Figure:
+    """Perplexity where two hyperparameters meet, written into the cells; darker is worse."""
+    table = frame.pivot_table(index=y, columns=x, values="perplexity", sort=True)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        fig, ax = plt.subplots(figsize=(1.6 + 0.75 * table.shape[1], 1.1 + 0.5 * table.shape[0]), layout="constrained")
+        image = ax.imshow(table, cmap="Oranges", aspect="auto")
+        middle = (table.to_numpy().min() + table.to_numpy().max()) / 2
+        for (i, j), value in np.ndenumerate(table.to_numpy()):
+            ax.text(j, i, f"{value:.4g}", ha="center", va="center", fontsize=8, color="white" if value > middle else "black")
+        ax.set(xticks=range(table.shape[1]), xticklabels=[f"{v:g}" for v in table.columns], xlabel=x.rsplit(".", 1)[-1])
+        ax.set(yticks=range(table.shape[0]), yticklabels=[f"{v:g}" for v in table.index], ylabel=y.rsplit(".", 1)[-1])
+        fig.colorbar(image, label="perplexity")
+    return fig
+
+
+def accuracy_bars(frame: pd.DataFrame) -> Figure:
+    """Zero-shot accuracy by method and refinement, one panel per model and task: bars of one standard error, the dense model as a line.
+
+    frame: rows of `Experiment.zero_shot`. Bars begin at 0.
+    """
+    cells = accuracies(frame)
+    models, tasks = cells["model"].unique(), cells["task"].unique()
+    pruned = cells[cells["method"] != "dense"]
+    methods, refinements = list(pruned["method"].unique()), list(pruned["refine"].unique())
+    width, n_columns = 0.8 / len(refinements), min(len(tasks), 4)
+    n_rows = math.ceil(len(tasks) / n_columns)
+    with plt.rc_context(STYLE):
+        size = (0.8 + 2.6 * n_columns, (0.5 + 2.2 * n_rows) * len(models))
+        fig, axes = plt.subplots(len(models) * n_rows, n_columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+        grid = axes.reshape(len(models), -1)
+        for ax in grid[:, len(tasks) :].flat:
+            ax.set_visible(False)
+        for ax, (model, task) in zip(grid[:, : len(tasks)].flat, itertools.product(models, tasks), strict=True):
+            of = cells[(cells["model"] == model) & (cells["task"] == task)].set_index(["method", "refine"])
+            for place, refine in enumerate(refinements):
+                present = [method for method in methods if (method, refine) in of.index]
+                values = of.loc[[(method, refine) for method in present]]
+                at = [methods.index(method) + (place - (len(refinements) - 1) / 2) * width for method in present]
+                errors = values["stderr"].fillna(0)
+                ax.bar(at, values["acc"], width, yerr=errors, capsize=2, color=method_style(refine)["color"], alpha=0.75, label=refine)
+            if ("dense", "dense") in of.index:
+                ax.axhline(of.loc[("dense", "dense"), "acc"], color="black", linewidth=0.9, linestyle=":", label="dense")
+            ax.set(xticks=range(len(methods)), xticklabels=methods, title=task if len(models) == 1 else f"{model}\n{task}", ylim=(0, None))
+        axes[0][0].set_ylabel("accuracy (higher is better)")
+        fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(refinements) + 1, fontsize=8)
     return fig
 
 

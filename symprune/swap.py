@@ -56,11 +56,12 @@ class ExactSwap:
 
     With h = G (w_hat - w), growing k changes a row's objective by 2 w[k] h[k] + w[k]^2 G[k, k], and pruning j after it by
     w[j]^2 G[j, j] - 2 w[j] (h[j] + w[k] G[j, k]). A cycle takes the best k, then the best j given it (N:M: the best pair of any
-    block), while the sum is an improvement. No row's objective rises; but it is measured on the calibration inputs, which
-    many cycles overfit. G takes 4 * d_in^2 bytes in float32. linears: which the pipeline refines, "all", "attention" or "mlp".
+    block), while the sum is an improvement. No row's objective rises; but it is measured on the calibration inputs, which many
+    cycles overfit: the default was best on validation text (notebook 08_ablation). G takes 4 * d_in^2 bytes in float32.
+    linears: which the pipeline refines, "all", "attention" or "mlp".
     """
 
-    max_cycles: int = 25
+    max_cycles: int = 10
     linears: str = "all"
     uses: ClassVar[tuple[str, ...]] = ("gram",)
 

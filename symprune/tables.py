@@ -1,5 +1,6 @@
 """From measured rows to the tables people read, and to verdicts; with `figures`, the only writer under figures/."""
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -38,6 +39,26 @@ def perplexity_table(frame: pd.DataFrame, digits: int = 4, index: Sequence[str] 
     table = table.loc[[key if len(index) > 1 else key[0] for key in order]]
     table.columns.name = None
     return table
+
+
+def crossings(frame: pd.DataFrame, x: str) -> pd.DataFrame:
+    """Where two methods' mean log-perplexities change places along x: one row per crossing, at the meeting point of straight lines.
+
+    Columns model, `lower before`, `lower after`, `between`, `at`; rows without x (the dense model) take no part.
+    """
+    swept = frame[frame[x].notna()]
+    logs = np.log(swept["perplexity"]).groupby([swept["model"], swept["method"], swept[x]], sort=False).mean()
+    found = []
+    for model, of in logs.groupby("model", sort=False):
+        curves = of.droplevel("model").unstack(x).sort_index(axis=1)
+        at = curves.columns.to_numpy()
+        for a, b in itertools.combinations(dict.fromkeys(of.index.get_level_values("method")), 2):
+            gap = (curves.loc[a] - curves.loc[b]).to_numpy()
+            for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
+                before, after = (a, b) if gap[i] < 0 else (b, a)
+                meeting = at[i] + (at[i + 1] - at[i]) * gap[i] / (gap[i] - gap[i + 1])
+                found.append((model, before, after, f"{at[i]:g} and {at[i + 1]:g}", round(float(meeting), 3)))
+    return pd.DataFrame(found, columns=["model", "lower before", "lower after", "between", "at"])
 
 
 def named(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

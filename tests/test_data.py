@@ -217,6 +217,42 @@ def test_the_embedded_tokenizer_adds_none(tokenizer):
     assert data.adds_bos(tokenizer) is False
 
 
+# Corpora that serve calibration alone.
+
+
+def test_news_windows_are_taken_from_the_items_joined(tokenizer):
+    text = (Path(gensim.__file__).parent / "test/test_data/lee_background.cor").read_text(encoding="utf-8")
+    tokens = tokenizer(" ".join(text.splitlines()), verbose=False).input_ids
+    joined = " ".join(map(str, tokens))
+    for window in data.calibration_windows("lee", tokenizer, 3, 512, seed=0).tolist():
+        assert " ".join(map(str, window)) in joined
+
+
+def test_source_windows_come_from_the_standard_library(tokenizer):
+    (window,) = data.calibration_windows("python", tokenizer, 1, 64, seed=1)
+    sources = [Path(json.__file__).parents[1] / "heapq.py", *(Path(json.__file__).parents[1]).glob("*.py")]
+    assert any(tokenizer.decode(window).strip()[5:-5] in file.read_text(encoding="utf-8") for file in sources)
+
+
+def test_random_windows_hold_every_ordinary_token_as_often(tokenizer):
+    windows = data.calibration_windows("random", tokenizer, 200, 2000, seed=0)
+    assert not set(windows.flatten().tolist()) & set(tokenizer.all_special_ids)
+    counts = torch.bincount(windows.flatten(), minlength=len(tokenizer)).float()
+    ordinary = torch.ones(len(tokenizer), dtype=torch.bool)
+    ordinary[tokenizer.all_special_ids] = False
+    expected = windows.numel() / int(ordinary.sum())
+    chi_square = ((counts[ordinary] - expected) ** 2 / expected).sum() / (int(ordinary.sum()) - 1)
+    assert chi_square == pytest.approx(1, abs=0.05)
+    assert torch.equal(windows[:2], data.calibration_windows("random", tokenizer, 200, 2000, seed=0)[:2])
+    assert not torch.equal(windows, data.calibration_windows("random", tokenizer, 200, 2000, seed=1))
+
+
+@pytest.mark.parametrize("corpus", ["lee", "python", "random"])
+def test_what_serves_calibration_alone_is_not_evaluated_on(corpus, tokenizer):
+    with pytest.raises(UserError, match="calibration alone"):
+        data.evaluation_windows(corpus, tokenizer, 64)
+
+
 def test_splits_and_corpora_that_are_not_known_are_named():
     with pytest.raises(UserError, match="unknown split 'test'"):
         data.documents("embedded", "test")

@@ -1,13 +1,14 @@
 """Overlap and evenness of masks, by counting and by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from symprune import RIA, DSnoT, LpNorm, Magnitude, Recipe, StochRIA, Unstructured, UserError, prune
+from symprune import RIA, DSnoT, LpNorm, Magnitude, Recipe, StochRIA, Unstructured, UserError, Wanda, prune
 from symprune.data import calibration_windows
 from symprune.experiment import Experiment
 from symprune.figures import perplexity_curves
@@ -93,6 +94,23 @@ def test_masks_are_compared_on_the_dense_model_only(experiment):
     experiment.propagate = "pruned"
     with pytest.raises(UserError, match="propagate 'dense'"):
         experiment.compare_masks([(Recipe(RIA()), Recipe(Magnitude()))])
+
+
+def test_references_may_be_calibrated_otherwise(experiment):
+    """Seed by seed against another experiment: the overlap of masks calibrated on different windows."""
+    recipe = Recipe(Wanda(), Unstructured(0.5))
+    other = replace(experiment, n_calib=1, seeds=[2, 3])
+    rows = experiment.compare_masks([(recipe, recipe)], other)
+    tokenizer = load_tokenizer(experiment.models[0])
+    for row, seeds in zip(rows.to_dict("records"), [(0, 2), (1, 3)], strict=True):
+        windows = (
+            calibration_windows(experiment.calibration_corpus, tokenizer, n, 32, seed) for n, seed in zip((2, 1), seeds, strict=True)
+        )
+        ours, theirs = (prune(load_model(experiment.models[0]), w, recipe, "dense", keep_masks=True).masks for w in windows)
+        assert row["linear_jaccard"] == [jaccard(ours[name], theirs[name]) for name in ours]
+        assert 0.4 < row["jaccard"] < 1
+    with pytest.raises(ValueError, match="zip"):
+        experiment.compare_masks([(recipe, recipe)], replace(experiment, seeds=[2]))
 
 
 def test_timings_are_kept_round_by_round(experiment):

@@ -82,6 +82,25 @@ def rows_of(*losses: list[float]) -> pd.DataFrame:
     return pd.DataFrame({"window_losses": losses})
 
 
+def test_curves_cross_where_straight_lines_between_log_perplexities_meet():
+    at = [0.4, 0.5, 0.6]
+    curves = {"a": [1.0, 2.0, 3.0], "b": [1.5, 1.9, 5.0], "c": [9.0, 9.0, 9.0]}  # in nats; b is lower than a at 0.5 alone
+    rows = [("m", name, x, math.exp(y)) for name, values in curves.items() for x, y in zip(at, values, strict=True)]
+    frame = pd.DataFrame([*rows, ("m", "dense", None, 2.0)], columns=["model", "method", "x", "perplexity"])
+    found = tables.crossings(frame, "x")
+    # Gap a - b: -0.5, 0.1, -2: zero after 0.5 / 0.6 and after 0.1 / 2.1 of a step.
+    assert found[["lower before", "lower after", "between"]].to_numpy().tolist() == [["a", "b", "0.4 and 0.5"], ["b", "a", "0.5 and 0.6"]]
+    assert found["at"].tolist() == pytest.approx([0.4 + 0.1 * 0.5 / 0.6, 0.5 + 0.1 * 0.1 / 2.1], abs=5e-4)
+    assert tables.crossings(frame[frame["method"] != "b"], "x").empty
+
+
+def test_seeds_are_averaged_before_curves_cross():
+    rows = [("m", "a", s, x, math.exp(y + s - 0.5)) for s in (0, 1) for x, y in ((1, 1.0), (2, 3.0))]
+    rows += [("m", "b", None, x, math.exp(2.0)) for x in (1, 2)]
+    frame = pd.DataFrame(rows, columns=["model", "method", "seed", "x", "perplexity"])
+    assert tables.crossings(frame, "x")["at"].tolist() == [1.5]
+
+
 def test_a_paired_comparison_is_students_t_over_windows():
     a, b = [[3.0, 3.2, 2.9, 3.5], [3.2, 3.2, 3.1, 3.3]], [[3.3, 3.4, 3.0, 3.6]]
     per_window = [(a[0][i] + a[1][i]) / 2 - b[0][i] for i in range(4)]
@@ -171,6 +190,16 @@ def test_a_figure_is_the_same_bytes_each_time_and_not_blank(folder, frame, draw)
     ink = (image.min(axis=2) < 0.9).mean()
     assert 0.002 < ink < 0.5
     assert tables.saved_figures("test") == [folder / f"fig_{draw}.png"]
+
+
+def test_a_heat_map_has_every_value_in_its_cell():
+    rows = [(g, p, 100.0 * g + p) for g in (0.1, 1.0) for p in (1.0, 2.0, 3.0)]
+    fig = figures.heat_map(pd.DataFrame(rows, columns=["refine.g", "refine.p", "perplexity"]), "refine.p", "refine.g")
+    ax = fig.axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("p", "g")
+    xs, ys = ([tick.get_text() for tick in ticks] for ticks in (ax.get_xticklabels(), ax.get_yticklabels()))
+    shown = {(ys[int(t.get_position()[1])], xs[int(t.get_position()[0])]): float(t.get_text()) for t in ax.texts}
+    assert shown == {(f"{g:g}", f"{p:g}"): float(f"{value:.4g}") for g, p, value in rows}
 
 
 def dots(ax) -> dict[float, list[float]]:

@@ -1,0 +1,179 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What calibration decides
+#
+# The paper's reviewers asked how much rests on the calibration text. **Questions.** Does the corpus matter, and does text without
+# language do as well? How many windows, and of which length? Is the spread over draws larger than the difference between methods? Does it
+# matter whether a layer is calibrated on what pruned layers or dense layers send on? Do the masks differ where the perplexities do not?
+#
+# **Claim** (Yi and Richtárik). stochRIA is robust: it stays close to RIA. **What would refute it.** A paired comparison whose interval
+# lies above zero.
+
+# %% tags=["parameters"]
+profile = "smoke"
+models = ["embedded"]
+device = "cpu"
+dtype = "float32"
+n_calib = 2
+seq_len = 64
+seeds = [0]
+evaluation_corpus = "embedded"
+n_eval = 2
+batch_size = 1
+calibration_corpora = ["embedded", "random"]
+calibration_sizes = [1]
+calibration_lengths = [64]
+digits = 2
+
+# %%
+import pandas as pd
+
+from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda
+from symprune.experiment import Experiment
+from symprune.figures import perplexity_curves, perplexity_dots, save_figure
+from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts
+
+# %%
+protocol = dict(
+    profile=profile, models=models, device=device, dtype=dtype, evaluation_corpus=evaluation_corpus, n_eval=n_eval, batch_size=batch_size,
+    seq_len=seq_len,
+)  # fmt: skip
+home = calibration_corpora[0]
+at_60 = Unstructured(0.6)
+scores = [Wanda(), RIA(), StochRIA(beta=0.1)]
+recipes = [Recipe(score, at_60) for score in scores]
+
+# %% [markdown]
+# ## Corpus
+#
+# Encyclopedia text (as evaluated), news, source code, and tokens drawn at random. 60 %, statistics of the dense model; mean ± standard
+# deviation over draws of the windows. Magnitude pruning reads no calibration text: the level to beat.
+
+# %%
+on = {
+    corpus: Experiment(**protocol, n_calib=n_calib, calibration_corpus=corpus, seeds=seeds, propagate="dense")
+    for corpus in calibration_corpora
+}
+rows = pd.concat([experiment.run(recipes) for experiment in on.values()], ignore_index=True)
+reference = on[home].run([None, Recipe(Magnitude(), at_60)])
+by_corpus = pd.concat([reference.assign(corpus="none"), rows], ignore_index=True)
+save_table(perplexity_table(by_corpus, digits, index=["model", "corpus", "method"]), profile, "09_corpus", data=by_corpus)
+
+# %%
+save_figure(perplexity_dots(rows, columns="corpus"), profile, "09_corpus")
+
+# %% [markdown]
+# ## Overlap of masks
+#
+# Jaccard overlap of the weights kept, mean over linears. Two random masks at 60 % overlap by 0.25. First between two draws from the same
+# corpus, then between corpora.
+
+# %%
+drawn_anew = Experiment(**protocol, n_calib=n_calib, calibration_corpus=home, seeds=[seeds[0] + 1000], propagate="dense")
+first = {
+    corpus: Experiment(**protocol, n_calib=n_calib, calibration_corpus=corpus, seeds=seeds[:1], propagate="dense")
+    for corpus in calibration_corpora
+}
+pairs = [(recipe, recipe) for recipe in recipes]
+others = {f"{home}, drawn anew": drawn_anew, **{corpus: first[corpus] for corpus in calibration_corpora[1:]}}
+overlap = pd.concat([first[home].compare_masks(pairs, other).assign(against=name) for name, other in others.items()])
+overlap_table = overlap.pivot(index=["model", "method"], columns="against", values="jaccard")[list(others)]
+save_table(overlap_table.round(digits), profile, "09_overlap", data=overlap)
+
+# %% [markdown]
+# ## Number of windows
+#
+# Of `seq_len` tokens each; one curve per method over all draws.
+
+# %%
+sizes = pd.concat(
+    [
+        Experiment(**protocol, n_calib=size, calibration_corpus=home, seeds=seeds, propagate="dense").run(recipes[:2])
+        for size in calibration_sizes
+    ],
+    ignore_index=True,
+)
+save_table(perplexity_table(sizes, digits, index=["model", "n_calib"], columns="method"), profile, "09_samples", data=sizes)
+
+# %%
+save_figure(perplexity_curves(sizes, x="n_calib", label="calibration windows", log_x=len(calibration_sizes) > 1), profile, "09_samples")
+
+# %% [markdown]
+# ## Length of the windows
+#
+# The same number of tokens (up to rounding) cut into windows of another length; evaluation windows stay as they are.
+
+# %%
+lengths = pd.concat(
+    [
+        Experiment(
+            **{**protocol, "seq_len": length}, n_calib=max(1, n_calib * seq_len // length), calibration_corpus=home, seeds=seeds,
+            propagate="dense", eval_seq_len=seq_len,
+        ).run(recipes[:2])
+        for length in calibration_lengths
+    ],
+    ignore_index=True,
+)  # fmt: skip
+save_table(perplexity_table(lengths, digits, index=["model", "seq_len"], columns="method"), profile, "09_length", data=lengths)
+
+# %% [markdown]
+# ## Dense or pruned propagation
+#
+# `pruned`: a decoder layer is calibrated on what the pruned layers before it send on, as the published code does. `dense`: all on the
+# dense model, which lets one pass serve any number of recipes.
+
+# %%
+sequential = Experiment(**protocol, n_calib=n_calib, calibration_corpus=home, seeds=seeds, propagate="pruned")
+by_propagation = pd.concat([rows[rows["corpus"] == home], sequential.run(recipes)], ignore_index=True)
+save_table(
+    perplexity_table(by_propagation, digits, index=["model", "propagate"], columns="method"), profile, "09_propagation", data=by_propagation
+)
+
+# %% [markdown]
+# ## Checks
+
+# %%
+assert (overlap[["jaccard"]] > 0.25).all(axis=None), "masks agree more than random ones would"
+assert by_corpus.loc[by_corpus["method"] != "dense", "sparsity"].nunique() == 1, "every mask keeps as much"
+
+# %% [markdown]
+# ## Verdicts
+
+# %% tags=["nbval-ignore-output"]
+here = rows[rows["corpus"] == home]
+claims = [
+    *(
+        (f"{score} calibrated on {home} loses less than on {corpus}", here[here["method"] == score], on_it[on_it["method"] == score])
+        for corpus in calibration_corpora[1:]
+        for on_it in [rows[rows["corpus"] == corpus]]
+        for score in ("wanda", "ria")
+    ),
+    *(
+        (f"stochria with beta = 0.1 loses less than ria, calibrated on {corpus}", of[of["method"] == "stochria"], of[of["method"] == "ria"])
+        for corpus in calibration_corpora
+        for of in [rows[rows["corpus"] == corpus]]
+    ),
+    *(
+        (f"{score}: pruned propagation loses less than dense", of[of["propagate"] == "pruned"], of[of["propagate"] == "dense"])
+        for score in ("wanda", "ria")
+        for of in [by_propagation[by_propagation["method"] == score]]
+    ),
+]
+verdicts = [
+    judge(f"{model}: {claim}", paired(a[a["model"] == model], b[b["model"] == model], comparisons=len(claims)))
+    for model in models
+    for claim, a, b in claims
+]
+save_verdicts(verdicts, profile, "09_robustness")
