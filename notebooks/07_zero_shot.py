@@ -76,7 +76,7 @@ rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(
 # Percent, mean over calibration seeds ± standard error over examples.
 
 # %% tags=["nbval-ignore-output"]
-save_table(accuracy_table(rows), profile, "07_zero_shot", data=rows.drop(columns="correct"))
+save_table(accuracy_table(rows), profile, "07_zero_shot", data=rows)
 
 # %% [markdown]
 # ## Figure

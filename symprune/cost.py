@@ -62,6 +62,7 @@ class Cost:
     batch_size: int = 1
     passes: int = 2
     gram: bool = False
+    keep_masks: bool = False
 
     @property
     def weights(self) -> int:
@@ -106,6 +107,11 @@ class Cost:
         return _SCORING * max(sizes) + sum(sizes)
 
     @property
+    def masks(self) -> int:
+        """The masks of all decoder layers at one bit per weight, if a streamed run keeps them."""
+        return self.shape.linears // 8 if self.keep_masks else 0
+
+    @property
     def in_memory(self) -> int:
         """Peak with the whole model in memory."""
         return self.weights + self.hidden + self.grams + max(self.activations, self.scoring)
@@ -115,7 +121,8 @@ class Cost:
         hidden = min(2 * self.hidden // max(-(-self.n_windows // self.batch_size), 1), self.hidden) if spilled else self.hidden
         reading = max(d_out * d_in for d_out, d_in in self.shape.widths) * self.itemsize
         entering = (self.shape.entrance * self.itemsize if self.passes else 0) + self.layer
-        return max(hidden + entering, hidden + self.layer + self.grams + max(self.activations, self.scoring, reading))
+        pruning = self.layer + self.grams + max(self.activations, self.scoring, reading) + self.masks
+        return hidden + max(entering, pruning, 3 * self.masks)  # being saved, masks are copied twice
 
     @property
     def operations(self) -> float:
@@ -161,7 +168,7 @@ def plan(cost: Cost, budget: int | None, dtype: torch.dtype = torch.float32, dev
             f"one decoder layer at a time needs {memory / GIB:.2f} GiB, {limit / GIB:.2f} GiB are allowed: "
             "raise --memory, or take a smaller dtype, seq_len or batch size"
         )
-    disk = cost.weights + (cost.hidden if spill else 0)
+    disk = cost.weights + cost.masks + (cost.hidden if spill else 0)
     copying = 2 * cost.weights + (2 * cost.shape.n_layers * cost.passes * cost.hidden if spill else 0)
     seconds = cost.operations / _operations_per_second(dtype, device) + copying / 1e9 + cost.shape.linears * 40 / 4e9
     return Plan(cost, spill, base, memory, disk, seconds)

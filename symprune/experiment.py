@@ -1,10 +1,9 @@
 """Models x seeds x recipes, each measured once and kept as a record."""
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,9 +14,10 @@ from symprune.errors import UserError, unknown
 from symprune.evaluate import perplexity
 from symprune.overlap import entropy_of_kept, jaccard
 from symprune.progress import announce
-from symprune.prune import PROPAGATE, make_mask, prune
-from symprune.recipe import Recipe, method_dict, method_label, pattern_label
-from symprune.results import Record, Store, provenance
+from symprune.prune import PROPAGATE, make_mask, prune, score_linear
+from symprune.recipe import Recipe, method_dict
+from symprune.results import Record, Store
+from symprune.rows import mask_row, perplexity_row, timing_rows, zero_shot_row
 from symprune.stats import LayerStats
 from symprune.tasks import identity, load_tasks
 from symprune.zero_shot import zero_shot
@@ -65,7 +65,7 @@ class Experiment:
 
     def run(self, recipes: Sequence[Recipe | None]):
         """One row per model, recipe and seed (pandas), None being the dense model; measured in order, or found as records."""
-        return self._frame(recipes, lambda *asked: [_row(self.record(*asked))])
+        return self._frame(recipes, lambda *asked: [perplexity_row(self.record(*asked))])
 
     def zero_shot(self, recipes: Sequence[Recipe | None], tasks: Sequence[str], limit: int | None = None, batch_size: int = 8):
         """One row per model, recipe, seed and zero-shot task (pandas), see `symprune.zero_shot`; measured, or found as records.
@@ -80,7 +80,7 @@ class Experiment:
             questions = {name: bench.zero_shot_question(recipe, seed, {"task": name, "limit": limit, **examples[name]}) for name in loaded}
             missing = {name: task for name, task in loaded.items() if self.store.get(questions[name]) is None}
             measured = bench.measure_zero_shot(recipe, seed, missing, limit, batch_size) if missing else {}
-            return [_zero_shot_row(self.store.get_or_run(questions[name], lambda name=name: measured[name])) for name in loaded]
+            return [zero_shot_row(self.store.get_or_run(questions[name], lambda name=name: measured[name])) for name in loaded]
 
         return self._frame(recipes, rows)
 
@@ -131,14 +131,15 @@ class Experiment:
                 missing = [pair for pair in asked if self.store.get(questions[pair]) is None]
                 measured = bench.measure_masks(missing, seeds, reference) if missing else {}
                 for pair in asked:
-                    rows.append(_mask_row(self.store.get_or_run(questions[pair], lambda found=measured, pair=pair: found[pair])))
+                    rows.append(mask_row(self.store.get_or_run(questions[pair], lambda found=measured, pair=pair: found[pair])))
         return pd.DataFrame(rows)
 
     def time_scores(self, scores: Sequence[Any], repeats: int = 7, n_layers: int = 3):
         """One row per model and score: median seconds of scoring `n_layers` decoder layers, and the ratio to the first score (pandas).
 
         Rounds in which every score runs once, one after the other, so that a busy machine slows all alike; the ratio is the median of
-        the ratios within rounds, all of which stand in `log_ratios`. The first round is not counted. A record answers for one machine.
+        the ratios within rounds, all of which stand in `log_ratios`. The first round is not counted. Seconds are
+        those of the machine on record.
         """
         import pandas as pd
 
@@ -147,20 +148,7 @@ class Experiment:
             bench = self._set_up(model)
             question = bench.timing_question(scores, repeats, n_layers)
             record = self.store.get_or_run(question, lambda bench=bench: bench.measure_seconds(scores, repeats, n_layers))
-            yardstick = record.metrics["seconds"][0]
-            for score, seconds in zip(scores, record.metrics["seconds"], strict=True):
-                ratios = [s / of for s, of in zip(seconds, yardstick, strict=True)]
-                rows.append(
-                    {
-                        "model": model,
-                        "method": method_label(score),
-                        "seconds": statistics.median(seconds),
-                        "ratio": statistics.median(ratios),
-                        "log_ratios": [math.log(ratio) for ratio in ratios],
-                        **_hyperparameters("score", score),
-                        "record": record.key,
-                    }
-                )
+            rows += timing_rows(record, scores)
         return pd.DataFrame(rows)
 
     def _set_up(self, model: str) -> "_Bench":
@@ -211,9 +199,9 @@ class _Bench:
         return {"model": self._identity(), **sides[0], "reference": sides[1]}
 
     def timing_question(self, scores: Sequence[Any], repeats: int, n_layers: int) -> dict:
-        """What a timing is named by: the machine and its threads belong to it."""
+        """What a timing is named by; the machine that was timed stands in the record beside it."""
         timed = {"scores": [method_dict(score) for score in scores], "repeats": repeats, "n_layers": n_layers}
-        return {"model": self._identity(), "timing": {**timed, "machine": provenance()["machine"], "threads": torch.get_num_threads()}}
+        return {"model": self._identity(), "timing": timed}
 
     def _identity(self) -> dict:
         x = self.experiment
@@ -338,7 +326,7 @@ class _Bench:
                 for name in names:
                     score(models.weight_view(linears[name]), stats[name])
                 taken.append(self._now() - start)
-        return {"seconds": [taken[1:] for taken in seconds], "linears": names}
+        return {"seconds": [taken[1:] for taken in seconds], "linears": names, "threads": torch.get_num_threads()}
 
     def _now(self) -> float:
         if self.experiment.device.startswith("cuda"):
@@ -384,76 +372,5 @@ class _Bench:
 def _masks(name: str, linear: torch.nn.Module, recipes: Sequence[Recipe], stats: LayerStats | None) -> dict[Recipe, torch.Tensor]:
     """The mask that each recipe gives one linear; a score that several share is computed once."""
     weight = models.weight_view(linear)
-    scores = {score: score(weight, stats) for score in dict.fromkeys(recipe.score for recipe in recipes)}
+    scores = {score: score_linear(score, weight, stats) for score in dict.fromkeys(recipe.score for recipe in recipes)}
     return {recipe: make_mask(name, weight, scores[recipe.score], stats, recipe)[0] for recipe in recipes}
-
-
-def _row(record: Record) -> dict:
-    recipe = Recipe.from_dict(record.run["recipe"]) if record.run["recipe"] else None
-    calibration = record.run["calibration"] or {}
-    return {
-        "model": record.run["model"]["name"],
-        "method": method_label(recipe.score) if recipe else "dense",
-        "refine": (method_label(recipe.refine) if recipe.refine else "none") if recipe else "dense",
-        "pattern": pattern_label(recipe.pattern) if recipe else "dense",
-        "sparsity": record.metrics.get("sparsity", 0.0),
-        **{name: calibration.get(name) for name in ("corpus", "n_calib", "seq_len", "propagate", "seed")},
-        "perplexity": record.metrics["perplexity"],
-        "perplexity_stderr": record.metrics["perplexity_stderr"],
-        "window_losses": record.metrics["window_losses"],
-        "seconds_prune": record.metrics.get("seconds_prune", 0.0),
-        **(_hyperparameters("score", recipe.score) | _hyperparameters("refine", recipe.refine) if recipe else {}),
-        **_refinement(record.metrics.get("refined", {})),
-        "recipe_key": recipe.key if recipe else "dense",
-        "record": record.key,
-    }
-
-
-def _zero_shot_row(record: Record) -> dict:
-    recipe = Recipe.from_dict(record.run["recipe"]) if record.run["recipe"] else None
-    return {
-        "model": record.run["model"]["name"],
-        "method": method_label(recipe.score) if recipe else "dense",
-        "refine": (method_label(recipe.refine) if recipe.refine else "none") if recipe else "dense",
-        "pattern": pattern_label(recipe.pattern) if recipe else "dense",
-        "sparsity": record.metrics.get("sparsity", 0.0),
-        "seed": (record.run["calibration"] or {}).get("seed"),
-        "task": record.run["zero_shot"]["task"],
-        **{name: record.metrics[name] for name in ("acc", "stderr", "n", "acc_norm", "correct")},
-        "recipe_key": recipe.key if recipe else "dense",
-        "record": record.key,
-    }
-
-
-def _mask_row(record: Record) -> dict:
-    recipe, reference = (Recipe.from_dict(side["recipe"]) for side in (record.run, record.run["reference"]))
-    linears = record.metrics["linears"].values()
-    values = {name: [linear[name] for linear in linears] for name in ("jaccard", "entropy_rows", "entropy_columns")}
-    return {
-        "model": record.run["model"]["name"],
-        "method": method_label(recipe.score),
-        "refine": method_label(recipe.refine) if recipe.refine else "none",
-        "pattern": pattern_label(recipe.pattern),
-        "reference": reference.label,
-        "seed": (record.run["calibration"] or record.run["reference"]["calibration"] or {}).get("seed"),
-        **{name: statistics.fmean(of) for name, of in values.items()},
-        **{f"linear_{name}": of for name, of in values.items()},
-        **_hyperparameters("score", recipe.score),
-        **_hyperparameters("refine", recipe.refine),
-        "recipe_key": recipe.key,
-        "record": record.key,
-    }
-
-
-def _hyperparameters(part: str, method: Any) -> dict:
-    """`score.alpha` and the like, so that sweeps can be pivoted."""
-    return {f"{part}.{f.name}": getattr(method, f.name) for f in fields(method)} if method else {}
-
-
-def _refinement(linears: dict[str, dict]) -> dict:
-    """What a refinement did to a whole model: sums over its linears, and the mean over them of a row's mean error."""
-    if not linears:
-        return {}
-    of = {field: [linear[field] for linear in linears.values()] for field in ("n_rows", "swaps", "error_before", "error_after")}
-    before, after = (sum(of[field]) / len(linears) for field in ("error_before", "error_after"))
-    return {"rows refined": sum(of["n_rows"]), "swaps": sum(of["swaps"]), "error before": before, "error after": after}

@@ -66,11 +66,10 @@ def perplexity_dots(frame: pd.DataFrame, columns: str = "pattern", index: str = 
                 if len(values) > 1:
                     ax.errorbar(values.mean(), y + 0.3, xerr=values.std(), color=style["color"], capsize=2, linewidth=1)
             if len(dense):
-                ax.axvline(dense.iloc[0], color="black", linewidth=0.9, linestyle=":", label="dense")
+                ax.axvline(dense.iloc[0], color="black", linewidth=0.9, linestyle=":")
+                ax.annotate("dense", (dense.iloc[0], 0), (3, 2), ("data", "axes fraction"), "offset points", fontsize=7)
             ax.set(xscale="log", yticks=range(len(methods)), yticklabels=methods, title=panel if len(models) == 1 else f"{model}\n{panel}")
-        axes[0][0].invert_yaxis()
-        if is_dense.any():
-            axes[0][-1].legend(loc="lower right", fontsize=7)
+        axes[0][0].set_ylim(len(methods) - 0.4, -0.6)
         fig.supxlabel("perplexity (lower is better)", fontsize=9)
         _plain_log_ticks(axes[0][0], "x")
     return fig

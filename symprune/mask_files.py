@@ -55,10 +55,27 @@ def save_masks(file: Path | str, masks: Mapping[str, Mask], model: nn.Module, re
 
     Raises UserError if a mask is not of this model, or if there is none.
     """
-    weights = _weights(model, masks)
-    hashes = {name: kept_hash(weights[name], mask) for name, mask in masks.items()}
-    about = {"weights": hashes, "record": record.to_dict() if record else None}
-    write_packed(Path(file), masks, about)
+    weights, packed = _weights(model, masks), PackedMasks()
+    for name, mask in masks.items():
+        packed.add(name, weights[name], mask)
+    packed.save(file, record)
+
+
+class PackedMasks:
+    """The masks of a model at one bit per weight, added while each linear's weights are at hand and saved together."""
+
+    def __init__(self):
+        self._bits: dict[str, Tensor] = {}
+        self._widths: dict[str, int] = {}
+        self._hashes: dict[str, str] = {}
+
+    def add(self, name: str, weight: Weight, mask: Mask) -> None:
+        """The mask of one linear by its full name, with its weight, pruned or not yet."""
+        self._bits[name], self._widths[name], self._hashes[name] = _pack(mask), mask.shape[1], kept_hash(weight, mask)
+
+    def save(self, file: Path | str, record: Record | None = None) -> None:
+        """Write what was added, as `save_masks` does."""
+        _write(Path(file), self._bits, self._widths, {"weights": self._hashes, "record": record.to_dict() if record else None})
 
 
 def load_masks(file: Path | str) -> MaskFile:
@@ -149,10 +166,13 @@ def kept_hash(weight: Weight, mask: Mask) -> str:
 
 def write_packed(file: Path, masks: Mapping[str, Mask], about: dict) -> None:
     """Write masks at one bit per weight, rows padded to whole bytes, with plain data about them and a checksum of it all."""
-    if not masks:
+    _write(file, {name: _pack(mask) for name, mask in masks.items()}, {name: mask.shape[1] for name, mask in masks.items()}, about)
+
+
+def _write(file: Path, packed: dict[str, Tensor], widths: dict[str, int], about: dict) -> None:
+    if not packed:
         raise UserError("there are no masks to save: prune with keep_masks=True")
-    packed = {name: torch.from_numpy(np.ascontiguousarray(np.packbits(mask.cpu().numpy(), axis=1))) for name, mask in masks.items()}
-    header = {"version": _VERSION, "widths": {name: mask.shape[1] for name, mask in masks.items()}, **about}
+    header = {"version": _VERSION, "widths": widths, **about}
     text = json.dumps({**header, "checksum": _checksum(header, packed)})
     write_whole(file, safetensors.torch.save(packed, {_HEADER: text}))
 
@@ -179,6 +199,10 @@ def read_packed(file: Path) -> tuple[dict[str, Mask], dict]:
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = "" if isinstance(error, KeyError) else f" ({error})"
         raise UserError(f"{file} is damaged, or no mask file{reason}: write it again with `symprune prune`") from error
+
+
+def _pack(mask: Mask) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.packbits(mask.cpu().numpy(), axis=1)))
 
 
 def _unpack(bits: Tensor, width: int) -> Mask:

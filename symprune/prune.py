@@ -87,6 +87,7 @@ def prune(
     keep_masks: bool = False,
     work: Path | str | None = None,
     visit: Callable[[Iterable[dict[str, nn.Module]]], Iterable[dict[str, nn.Module]]] | None = None,
+    masked: Callable[[str, Weight, Mask], None] | None = None,
     progress: bool = False,
 ) -> PruneReport:
     """Prune every linear inside the decoder layers of `model` in place, by `recipe`.
@@ -96,7 +97,8 @@ def prune(
     receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense model. work: a folder that records each
     finished decoder layer; after a kill the same call on the dense model continues there and ends with the same masks.
     visit: yields the linears of one decoder layer after the other, each with its weights in memory while it is worked on (see
-    `symprune.stream`, which also gives a runner in place of windows); None: they all are.
+    `symprune.stream`, which also gives a runner in place of windows); None: they all are. masked: is told the name, the pruned
+    weight and the mask of each linear.
     Raises UserError, before anything is changed, for a width the pattern cannot take, a broken weight, missing statistics, or
     a work folder of another run.
     """
@@ -132,7 +134,9 @@ def prune(
             elif runner and propagate == "dense":
                 runner.run(index)
             for name, mask in found[0].items():
-                weight_view(linears[name]).masked_fill_(~mask, 0)
+                weight = weight_view(linears[name]).masked_fill_(~mask, 0)
+                if masked:
+                    masked(name, weight, mask)
             done += found[1]
             masks |= found[0] if keep_masks else {}
             clock.lap("prune")
@@ -142,10 +146,21 @@ def prune(
     return PruneReport(recipe, propagate, done, clock.seconds, masks)
 
 
+def score_linear(score: Callable[..., Scores], weight: Weight, stats: LayerStats | None) -> Scores:
+    """The scores of one linear; if no token reached it (an expert never chosen), as if all its inputs were equal."""
+    if _unreached(stats):  # zero norms would leave only ties
+        equal = {"input_norm": torch.ones_like(stats.input_norm), "output_norm": stats.input_norm.new_ones(len(weight))}
+        stats = replace(stats, **equal)
+    return score(weight, stats)
+
+
 def make_mask(name: str, weight: Weight, scores: Scores, stats: LayerStats | None, recipe: Recipe) -> tuple[Mask, dict[str, float] | None]:
-    """The mask of one linear from its scores, refined if the recipe refines linears of its kind, and what the refinement did."""
+    """The mask of one linear from its scores, and what its refinement did.
+
+    It is refined if the recipe refines linears of its kind, and if a token reached it.
+    """
     mask = recipe.pattern(scores)
-    if recipe.refine is None or recipe.refine.linears not in ("all", role(name)):
+    if recipe.refine is None or recipe.refine.linears not in ("all", role(name)) or _unreached(stats):
         return mask, None
     refinement = recipe.refine.run(weight, mask, stats, recipe.pattern)
     return refinement.mask, refinement.summary()
@@ -153,15 +168,12 @@ def make_mask(name: str, weight: Weight, scores: Scores, stats: LayerStats | Non
 
 def _mask_linear(name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe) -> tuple[Mask, PrunedLinear]:
     weight = weight_view(linear)
-    if stats is not None and stats.n_tokens == 0:  # an expert that no token reached: zero norms would leave only ties
-        mask, refined = recipe.pattern(recipe.score(weight, _as_if_equal(weight, stats))), None
-    else:
-        mask, refined = make_mask(name, weight, recipe.score(weight, stats), stats, recipe)
+    mask, refined = make_mask(name, weight, score_linear(recipe.score, weight, stats), stats, recipe)
     return mask, PrunedLinear(name, *weight.shape, kept=int(mask.sum()), refined=refined, n_tokens=stats and stats.n_tokens)
 
 
-def _as_if_equal(weight: Weight, stats: LayerStats) -> LayerStats:
-    return replace(stats, input_norm=torch.ones_like(stats.input_norm), output_norm=stats.input_norm.new_ones(len(weight)))
+def _unreached(stats: LayerStats | None) -> bool:
+    return stats is not None and stats.n_tokens == 0
 
 
 def check_pattern(layers: list[dict[str, nn.Module]], recipe: Recipe) -> None:

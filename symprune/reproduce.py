@@ -165,7 +165,7 @@ def render(wanted: Sequence[str] = ()) -> list[Path]:
 
     written = []
     # One folder for all: the report gathers what the notebooks before it wrote.
-    with tempfile.TemporaryDirectory() as output, _environment(SYMPRUNE_OUTPUT=output):
+    with tempfile.TemporaryDirectory() as output, environment(SYMPRUNE_OUTPUT=output):
         for name in resolve_notebooks(wanted):
             notebook = jupytext.read(paths.NOTEBOOKS / f"{name}.py")
             try:
@@ -228,7 +228,7 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
     with tempfile.TemporaryDirectory() as work, _progress_bar(title, show) as reports:
         source, executed = Path(work) / f"{name}.ipynb", Path(work) / "executed.ipynb"
         nbformat.write(jupytext.read(paths.NOTEBOOKS / f"{name}.py"), source)
-        with _environment(TQDM_DISABLE="1", **{progress.FILE: str(reports)}, **_absolute_paths()):
+        with environment(TQDM_DISABLE="1", **{progress.FILE: str(reports)}, **_absolute_paths()):
             try:
                 papermill.execute_notebook(
                     source,
@@ -268,7 +268,7 @@ def _in_notebooks() -> dict:
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def environment(**values: str) -> Iterator[None]:
     """Environment variables for the kernels started inside."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

@@ -17,9 +17,12 @@ from typing import Any
 from filelock import FileLock
 
 from symprune import paths
+from symprune.errors import UserError
 
 # Part of every key: raise it when a change of the code changes what the same question answers.
 PROTOCOL = 1
+
+REPLAY = "SYMPRUNE_REPLAY"  # environment variable: draw from records, measure nothing
 
 _PACKAGES = ("symprune", "torch", "transformers", "tokenizers", "numpy", "gensim", "lm-eval")
 
@@ -87,9 +90,14 @@ class Store:
         return self._read(file) if file.exists() else None
 
     def get_or_run(self, run: dict, measure: Callable[[], dict]) -> Record:
-        """The record of what was asked, measured now if there is none; what `measure` raises leaves the folder as it was."""
+        """The record of what was asked, measured now if there is none; what `measure` raises leaves the folder as it was.
+
+        Raises UserError instead of measuring where the environment variable SYMPRUNE_REPLAY forbids it.
+        """
         if found := self.get(run):
             return found
+        if os.environ.get(REPLAY):
+            raise UserError(f"no record {run_key(run)} in {self.folder}, and nothing may be measured: a number has no record behind it")
         with self._lock(run_key(run)):
             return self.get(run) or self.put(Record(run, measure(), provenance()))
 

@@ -5,7 +5,6 @@ import ctypes
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from symprune._types import Windows
 from symprune.calibrate import LayerRunner
 from symprune.cost import Cost, Plan, Shape, plan
 from symprune.errors import UserError, unknown
+from symprune.mask_files import PackedMasks
 from symprune.models import DTYPES, decoder_layers, locate, quiet_transformers, weight_files
+from symprune.output import require_disk, require_free, whole_folder
 from symprune.prune import PruneReport, check_weights, prune
 from symprune.recipe import Recipe
 from symprune.stats import LayerStats
@@ -38,17 +39,17 @@ def prune_checkpoint(
     device: str = "cpu",
     batch_size: int = 1,
     memory: int | None = None,
-    keep_masks: bool = False,
+    masks: PackedMasks | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
     finishing: Callable[[Path, PruneReport], None] = lambda folder, report: None,
     progress: bool = False,
 ) -> PruneReport:
     """Prune the model called `name` into the folder `out`, to the same bits as `symprune.prune` in memory, layer by layer.
 
-    memory: bytes that the process may take; hidden states go to disk, beside `out`, if they do not fit. planned: is told the
-    predicted memory, disk and time before anything starts. finishing: may add files to the folder, which appears whole or not at
-    all. device: on a GPU the layers arrive one by one. Raises UserError as `prune` does, for a checkpoint whose tensors are not
-    named as the model's, too little memory or too little disk.
+    memory: bytes that the process may take; hidden states go to disk, beside `out`, if they do not fit. masks: takes the masks.
+    planned: is told the predicted memory, disk and time before anything starts. finishing: may add files to the folder, which
+    appears whole or not at all. device: on a GPU the layers arrive one by one. Raises UserError as `prune` does, for a checkpoint
+    whose tensors are not named as the model's, too little memory or too little disk.
     """
     out, folder = Path(out), locate(name)
     model = skeleton(folder, dtype)
@@ -56,30 +57,26 @@ def prune_checkpoint(
     windows = calibration if isinstance(calibration, Tensor) and recipe.uses else None
     passes = 0 if windows is None else 2 if propagate == "pruned" else 1
     sizes = (0, 0) if windows is None else windows.shape
-    cost = Cost(Shape.of(model), *sizes, DTYPES[dtype].itemsize, batch_size, passes, "gram" in recipe.uses)
+    cost = Cost(Shape.of(model), *sizes, DTYPES[dtype].itemsize, batch_size, passes, "gram" in recipe.uses, masks is not None)
     how = plan(cost, memory, DTYPES[dtype], device)
     planned(how)
     if memory is not None:
         _give_back_memory_at_once()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists already: choose another folder, or remove it")
-    if how.disk > shutil.disk_usage(out.parent).free:
-        raise UserError(f"{out} needs {how.disk / 1e9:.1f} GB of disk, more than is free there: choose another --out")
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+    require_free(out, "folder")
+    require_disk(out, how.disk)
+    with whole_folder(out) as path:
         given = calibration
         if windows is not None:
-            spilled = Path(work) / "hidden"
+            spilled = path.with_name(f"{out.name}.hidden")
             spilled.mkdir()
             with checkpoint.entrance():
                 given = LayerRunner(model, windows, batch_size, OnDisk(spilled) if how.spill else None)
-        writer = Writer(Path(work) / out.name)
+        writer = Writer(path)
         visit = checkpoint.visiting(writer)
-        report = prune(model, given, recipe, propagate, keep_masks=keep_masks, visit=visit, progress=progress)
+        report = prune(model, given, recipe, propagate, visit=visit, masked=masks and masks.add, progress=progress)
         checkpoint.copy_outside(writer, at_most=cost.layer)
         writer.finish(model, folder)
-        finishing(writer.folder, report)
-        os.rename(writer.folder, out)
+        finishing(path, report)
     return report
 
 

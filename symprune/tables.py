@@ -192,8 +192,8 @@ def save_table(table: pd.DataFrame, profile: str, name: str, data: pd.DataFrame 
 
 
 def measurements(rows: pd.DataFrame) -> pd.DataFrame:
-    """What of measured rows goes into a CSV: all but the losses of every window, which the records keep."""
-    return rows.drop(columns=[name for name in rows if name in ("window_losses", "recipe_key") or name.startswith("linear_")])
+    """What of measured rows goes into a CSV: all but what there is of every window, example or linear, which the records keep."""
+    return rows.drop(columns=[name for name in rows if name in ("window_losses", "correct", "recipe_key") or name.startswith("linear_")])
 
 
 def saved_by(profile: str, notebook: str) -> list[Path]:

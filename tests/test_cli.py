@@ -14,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from symprune import paths
+from symprune import cli, paths
 from symprune.cli import main
+from symprune.mask_files import load_masks
 from symprune.models import load_model, load_tokenizer, named_linears
 from symprune.recipe import Recipe
 from symprune.results import Record
+
+COMMANDS = ["prune", "eval", "calibrate", "merge", "apply", "verify", "diff", "fetch", "reproduce", "verify-report", "render", "doctor"]
 
 
 def call(capsys, *argv: object) -> tuple[int, str, str]:
@@ -146,6 +149,22 @@ def test_eval_in_words_names_perplexity_corpus_and_windows(capsys, checkpoint, c
     assert "one window of 32 tokens" in out
 
 
+def test_a_streamed_model_has_its_masks_beside_it_as_one_pruned_in_memory(capsys, tmp_path, small):
+    found = {}
+    for name, options in {"streamed": ["--stream"], "in_memory": []}.items():
+        assert call(capsys, *small, "--out", tmp_path / name, *options)[0] == 0
+        code, out, _ = call(capsys, "verify", tmp_path / name, "--json")
+        assert code == 0
+        found[name] = json.loads(out), load_masks(tmp_path / name)
+    (streamed, masks), (in_memory, expected) = found.values()
+    assert streamed == in_memory
+    assert len(streamed["checked"]) == 3, "counts, hashes and zeros"
+    assert list(masks.masks) == list(expected.masks)
+    assert all(torch.equal(masks.masks[name], mask) for name, mask in expected.masks.items())
+    assert (masks.weights, masks.record.run) == (expected.weights, expected.record.run)
+    assert masks.record == Record.from_json((tmp_path / "streamed/symprune.json").read_text())
+
+
 def test_the_same_command_writes_the_same_weights(capsys, tmp_path, small):
     for name in ("a", "b"):
         assert call(capsys, *small, "--out", tmp_path / name, "--score", "stochria")[0] == 0
@@ -168,19 +187,22 @@ def test_json_of_doctor_is_one_object_with_a_verdict_for_everything(capsys, monk
     assert len(out.splitlines()) == len(findings)
 
 
-@pytest.mark.parametrize("command", ["prune", "eval", "reproduce", "render", "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_teaches(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0
     assert f"symprune {command}" in out
-    assert ("example: symprune" in out) == (command in ("prune", "eval", "reproduce"))
+    assert f"example: symprune {command}" in out
+    assert re.search(r"\n\n[A-Z][^\n]", out), "a description"
     assert "--json" in out
 
 
 def test_help_lists_the_commands(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("prune", "eval", "reproduce", "render", "doctor", "embedded"))
+    assert re.findall(r"^    ([\w-]+)", out, flags=re.M) == COMMANDS
+    assert cli.__doc__ == f"The `symprune` command: {', '.join(COMMANDS)}."
+    assert "embedded" in out
 
 
 # Bad input.
@@ -381,7 +403,7 @@ def test_an_interrupt_leaves_nothing_and_says_so(capsys, small, tmp_path, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("symprune.results.provenance", interrupt)
+    monkeypatch.setattr("symprune.commands.provenance", interrupt)
     code, _, err = call(capsys, *small, "--out", tmp_path / "pruned")
     assert code == 130
     assert err == "symprune: interrupted; what was finished is kept\n"

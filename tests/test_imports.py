@@ -11,24 +11,26 @@ from symprune import paths
 
 LAYERS = [
     {"_types", "errors", "paths", "progress"},
-    {"norms", "stats", "masks", "overlap", "experts", "data"},
+    {"norms", "stats", "masks", "overlap", "experts", "data", "output"},
     {"models"},
     {"objective", "scores", "swap", "refine", "tasks"},
     {"recipe", "calibrate", "evaluate", "zero_shot", "gate", "theory", "results"},
-    {"mask_files", "stats_files", "distributed"},
+    {"mask_files", "stats_files", "distributed", "rows"},
     {"journal"},
     {"prune", "cost"},
     {"stream"},
     {"experiment", "doctor", "fetch"},
     {"tables", "figures", "accuracy", "reported"},
-    {"reproduce", "cli"},
+    {"reproduce", "verify"},
+    {"cli", "commands"},
 ]
 # Imports within a layer that make sense, importer first.
 BESIDE = {
     ("refine", "swap"),
     ("evaluate", "calibrate"),
     ("figures", "tables"),
-    ("cli", "reproduce"),
+    ("cli", "commands"),
+    ("verify", "reproduce"),
     ("accuracy", "tables"),
     ("figures", "accuracy"),
     ("reported", "tables"),

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,6 +89,21 @@ def test_masks_of_an_experiment_are_those_of_prune(experiment):
     assert {record.key for record in experiment.store} == set(rows["record"])
     experiment._bench.measure_masks = None  # whatever is on record is not measured again
     assert experiment.compare_masks([(recipe, reference)])["record"].tolist() == rows["record"][[0, 2]].tolist()
+
+
+def test_masks_of_experts_that_no_token_reached_are_those_of_prune(experiment, tokenizer, tmp_path):
+    """Their scores would be all zero, and their masks only ties."""
+    name = str(tmp_path / "mixture")
+    tiny.model("mixtral", vocab_size=len(tokenizer), num_local_experts=16, num_experts_per_tok=1).save_pretrained(name)
+    tokenizer.save_pretrained(name)
+    experiment = replace(experiment, models=[name], n_calib=1, seq_len=8, seeds=[0])
+    recipe, reference = Recipe(Wanda(), Unstructured(0.5), DSnoT()), Recipe(Magnitude(), Unstructured(0.5))
+    (row,) = experiment.compare_masks([(recipe, reference)]).to_dict("records")
+    windows = calibration_windows(experiment.calibration_corpus, tokenizer, 1, 8, seed=0)
+    report, other = (prune(load_model(name), windows, r, "dense", keep_masks=True) for r in (recipe, reference))
+    assert len(report.unreached) >= 8 * 3, "eight tokens reach eight experts of sixteen at most"
+    assert row["linear_jaccard"] == [jaccard(report.masks[linear], other.masks[linear]) for linear in report.masks]
+    assert all(row["linear_jaccard"][list(report.masks).index(linear)] == 1 for linear in report.unreached)
 
 
 def test_masks_are_compared_on_the_dense_model_only(experiment):

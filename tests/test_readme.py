@@ -13,7 +13,7 @@ def test_tables_are_those_of_the_last_run():
     blocks = re.findall(r"<!-- (table_\w+) -->\n(.*?)<!-- end -->", README, flags=re.S)
     assert blocks
     for name, shown in blocks:
-        assert shown.strip() == (ROOT / "figures" / "cpu" / f"{name}.md").read_text().strip(), name
+        assert shown.strip() == (ROOT / "figures" / "cpu_full" / f"{name}.md").read_text().strip(), name
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))

@@ -3,16 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 
-from symprune import NM, RIA, Magnitude, R2DSnoT, Recipe, SymWanda, Unstructured, UserError, Wanda, paths, prune, stream
+from symprune import NM, RIA, Magnitude, R2DSnoT, Recipe, SymWanda, Unstructured, UserError, Wanda, paths, prune, save_masks, stream
 from symprune.calibrate import LayerRunner, gather
 from symprune.cost import Cost, Shape, plan
-from symprune.models import decoder_layers, load_model
+from symprune.mask_files import PackedMasks
+from symprune.models import decoder_layers, load_model, named_linears, weight_view
 from symprune.stream import OnDisk, prune_checkpoint, skeleton
 from symprune.swap import ExactSwap
 
@@ -35,11 +37,13 @@ def same_weights(name: str, model: torch.nn.Module) -> bool:
 def test_every_family_streams_to_the_bits_of_the_run_in_memory(family, tmp_path):
     name, windows = saved(tmp_path, family), tiny.windows(3)
     model = load_model(name)
-    expected = prune(model, windows, WANDA, keep_masks=True)
-    found = prune_checkpoint(name, tmp_path / "out", windows, WANDA, keep_masks=True)
+    expected, masks = prune(model, windows, WANDA, keep_masks=True), PackedMasks()
+    found = prune_checkpoint(name, tmp_path / "out", windows, WANDA, masks=masks)
     assert same_weights(str(tmp_path / "out"), model)
     assert found.linears == expected.linears
-    assert all(torch.equal(found.masks[linear], mask) for linear, mask in expected.masks.items())
+    masks.save(tmp_path / "streamed")
+    save_masks(tmp_path / "in memory", expected.masks, model)
+    assert (tmp_path / "streamed").read_bytes() == (tmp_path / "in memory").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -174,6 +178,16 @@ def test_hidden_states_are_spilled_only_when_they_do_not_fit():
     assert tight.spill
     assert roomy.memory - tight.memory > 0.9 * cost.hidden
     assert tight.disk - roomy.disk == cost.hidden
+
+
+def test_masks_that_are_kept_count_one_bit_for_every_prunable_weight_and_are_copied_when_saved():
+    shape = Shape.of(tiny.model())
+    bits = sum(weight_view(linear).numel() for linear in named_linears(tiny.model()).values())
+    costs = [Cost(shape, 4, 12, keep_masks=keep) for keep in (False, True)]
+    assert [cost.masks for cost in costs] == [0, bits // 8]
+    assert costs[1].streamed(False) - costs[0].streamed(False) <= 3 * bits // 8
+    deep = [Cost(replace(shape, linears=10**12), 4, 12, keep_masks=keep).streamed(False) for keep in (False, True)]
+    assert deep[1] == 3 * 10**12 // 8 + costs[0].hidden > deep[0]
 
 
 PROGRAM = """

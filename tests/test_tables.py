@@ -155,6 +155,11 @@ def test_verdicts_are_kept_by_notebook_and_gathered_on_a_page(folder):
     assert tables.verdict_page(tables.load_verdicts("none")) == "**no verdicts yet**"
 
 
+def test_what_there_is_of_every_window_example_or_linear_stays_out_of_a_csv():
+    rows = {"acc": [0.5], "correct": ["10"], "window_losses": [[1.0]], "linear_jaccard": [[1.0]], "recipe_key": ["k"], "record": ["abc"]}
+    assert list(tables.measurements(pd.DataFrame(rows))) == ["acc", "record"]
+
+
 def test_a_saved_table_is_shown_in_markdown_and_kept_unrounded_in_csv(folder, frame):
     table = tables.perplexity_table(frame)
     assert tables.save_table(table, "test", "02", data=frame) is table

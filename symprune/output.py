@@ -1,0 +1,40 @@
+"""Where results are written: a place that is free and large enough, and whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from symprune.errors import UserError
+
+
+def require_free(target: Path, option: str) -> None:
+    """Raise UserError, with the option to choose otherwise by, if something lies there already or no folder can be made there."""
+    disk = _existing(target)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(target)  # a name that is too long is refused here, not after hours
+        raise UserError(f"{target} exists already: choose another {option}, or remove it")
+    if not disk.is_dir() or not os.access(disk, os.W_OK):
+        raise UserError(f"cannot make folders in {disk}: choose another {option}")
+
+
+def require_disk(target: Path, needed: int) -> None:
+    """Raise UserError if so many bytes are not free on the disk where `target` will lie."""
+    if needed > shutil.disk_usage(_existing(target)).free:
+        raise UserError(f"{target} needs {needed / 1e9:.1f} GB of disk, more than is free there: choose another --out")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A path on the disk of `out`, in a folder of its own, to fill and leave: a killed or failed save never looks like a finished one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+        yield Path(work) / out.name
+        os.rename(Path(work) / out.name, out)
+
+
+def _existing(target: Path) -> Path:
+    """The nearest thing above `target` that exists: in it the folders to come will be made."""
+    return next(folder for folder in target.absolute().parents if folder.exists())
