@@ -91,6 +91,14 @@ rows["part"] = rows["recipe_key"].map({recipe.key: name for recipe, name in reci
 save_table(perplexity_table(rows, digits, index=["model", "part"], columns="method"), profile, "08_ablation", data=rows)
 
 # %% [markdown]
+# ## The choice
+#
+# In profile cpu_full, of the parts that the paper varies, relative importance in pruning has the lowest perplexity from each of the initial
+# masks, and alpha = 0.5 raises it from each: hence the defaults of `R2DSnoT`, relative importance in pruning, alpha = 1, no gammas.
+# `keep_sign` is left off because it raises the perplexity from magnitude as decidedly as it lowers it from Wanda and RIA; with it on, relative
+# importance in both phases is the best of the variants that differ in the phase alone.
+
+# %% [markdown]
 # ## The regularisation, over decades
 #
 # gamma_grow against gamma_prune, all else at the defaults of `R2DSnoT`, from the last initial mask.
@@ -108,6 +116,7 @@ save_figure(heat_map(grid, "refine.gamma_prune", "refine.gamma_grow"), profile, 
 
 # %%
 cycles = experiment.run([Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *map(ExactSwap, swap_cycle_sweep))])
+cycles["method"] += cycles["refine"].map(lambda refine: ", not refined" if refine == "none" else " + exact_swap")
 save_figure(perplexity_curves(cycles, x="refine.max_cycles", label="cycles", hue="method"), profile, "08_cycles", data=cycles)
 
 # %% [markdown]

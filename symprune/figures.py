@@ -45,7 +45,8 @@ STYLE = {
 def method_style(method: str) -> dict:
     """Colour and marker of a score or refiner by its name; variants of one family share the colour and are filled differently."""
     place = _PLACES.get(re.match(r"\w*", method)[0], len(_COLOURS) - 1)
-    return {"color": _COLOURS[place], "marker": _MARKERS[place], "markerfacecolor": "white" if "(" in method else _COLOURS[place]}
+    colour = _COLOURS[place]
+    return {"color": colour, "marker": _MARKERS[place], "markerfacecolor": "white" if re.search("[(+]", method) else colour}
 
 
 def perplexity_dots(frame: pd.DataFrame, columns: str = "pattern", index: str = "method") -> Figure:
