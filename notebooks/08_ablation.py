@@ -95,8 +95,8 @@ save_table(perplexity_table(rows, digits, index=["model", "part"], columns="meth
 #
 # In profile cpu_full, of the parts that the paper varies, relative importance in pruning has the lowest perplexity from each of the initial
 # masks, and alpha = 0.5 raises it from each: hence the defaults of `R2DSnoT`, relative importance in pruning, alpha = 1, no gammas.
-# `keep_sign` is left off because it raises the perplexity from magnitude as decidedly as it lowers it from Wanda and RIA; with it on, relative
-# importance in both phases is the best of the variants that differ in the phase alone.
+# `keep_sign` is left off because it raises the perplexity from magnitude as decidedly as it lowers it from Wanda and RIA; with it on,
+# relative importance in both phases is the best of the variants that differ in the phase alone.
 
 # %% [markdown]
 # ## The regularisation, over decades
