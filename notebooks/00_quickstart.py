@@ -65,7 +65,7 @@ pristine = copy_weights(model)
 report = prune(model, calibration, Recipe(RIA(alpha=0.5), Unstructured(sparsity=0.6)))
 report
 
-# %%
+# %% tags=["nbval-ignore-output"]
 pruned = perplexity(model, evaluation)
 print("pruned perplexity", mean_and_std(pruned, pruned.stderr, digits))
 
