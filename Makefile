@@ -2,10 +2,15 @@
 VENV ?= .venv
 PYTHON ?= python3
 PROFILE ?= cpu
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 export TOKENIZERS_PARALLELISM ?= false
+
+# One thread to a worker: two processes with two threads each get in each other's way on two cores.
+NBVAL := -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout 600
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: reproduce test lint unit notebooks render lab lock clean
 
@@ -19,12 +24,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 unit: $(READY)
-	$(BIN)/pytest
+	$(PARALLEL)
 
-# Every committed notebook is executed again, in a folder of its own, and must print what it printed.
+# Every committed notebook is executed again, in a folder of its own, and must print what it printed; the report gathers what the
+# others wrote.
 notebooks: $(READY)
 	rm -rf build/nbval
-	SYMPRUNE_OUTPUT=build/nbval $(BIN)/pytest -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout 600 notebooks
+	SYMPRUNE_OUTPUT=build/nbval $(PARALLEL) $(NBVAL) notebooks/0*.ipynb
+	SYMPRUNE_OUTPUT=build/nbval $(BIN)/pytest $(NBVAL) notebooks/10_report.ipynb
 
 render: $(READY)
 	$(BIN)/symprune render

@@ -28,7 +28,7 @@
 profile = "smoke"
 models = ["embedded"]
 device = "cpu"
-dtype = "float32"
+dtype = "float64"
 calibration_corpus = "embedded"
 seq_len = 64
 seeds = [0]

@@ -25,7 +25,7 @@
 profile = "smoke"
 models = ["embedded"]
 device = "cpu"
-dtype = "float32"
+dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
@@ -33,10 +33,10 @@ seeds = [0]
 propagate = "pruned"
 evaluation_corpus = "embedded"
 n_eval = 2
-batch_size = 1
+batch_size = 2
 sparsities = [0.6]
 semi_structured = ["2:4"]
-digits = 2
+digits = 4
 
 # %%
 import pandas as pd
@@ -137,7 +137,7 @@ assert per_output["owanda"] == per_output["magnitude"], "within a row y is const
 # Each comparison is paired over evaluation windows, losses averaged over calibration seeds. The interval covers the choice of
 # evaluation text on this model; it does not carry over to the paper's models, which this profile does not run.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 claims = [
     ("wanda loses less than magnitude", "wanda", "magnitude"),
     ("ria loses less than wanda", "ria", "wanda"),

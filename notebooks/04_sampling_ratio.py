@@ -25,18 +25,18 @@
 profile = "smoke"
 models = ["embedded"]
 device = "cpu"
-dtype = "float32"
+dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
 seeds = [0]
 evaluation_corpus = "embedded"
 n_eval = 2
-batch_size = 1
+batch_size = 2
 sparsities = [0.6]
 betas = [0.1, 1.0]
 sampling_seeds = [0, 1]
-digits = 2
+digits = 4
 
 # %%
 from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda

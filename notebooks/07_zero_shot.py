@@ -24,7 +24,7 @@
 profile = "smoke"
 models = ["embedded"]
 device = "cpu"
-dtype = "float32"
+dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
@@ -32,7 +32,7 @@ seeds = [0]
 propagate = "pruned"
 evaluation_corpus = "embedded"
 n_eval = 2
-batch_size = 1
+batch_size = 2
 refinement_starts = ["wanda"]
 refined_sparsities = [0.6]
 zero_shot_tasks = ["continuation"]
@@ -65,7 +65,7 @@ pattern = Unstructured(max(refined_sparsities))
 starts = [SCORES[name]() for name in refinement_starts]
 refiners = [None, DSnoT(), R2DSnoT()]
 
-# %% tags=["nbval-ignore-output"]
+# %%
 recipes = [Recipe(start, pattern, refiner) for start in starts for refiner in refiners]
 rows = experiment.zero_shot([None, *recipes], zero_shot_tasks, zero_shot_limit)
 rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(4)
@@ -75,7 +75,7 @@ rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(
 #
 # Percent, mean over calibration seeds ± standard error over examples.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 save_table(accuracy_table(rows), profile, "07_zero_shot", data=rows)
 
 # %% [markdown]
@@ -104,7 +104,7 @@ assert [correct.count("1") / n for correct, n in zip(rows["correct"], rows["n"],
 # Each comparison is a paired bootstrap over examples, seeds averaged, over the mean of the tasks. The interval covers the choice of
 # examples on this model; a model of this size answers so little beyond chance that small differences stay undecided.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 none, dsnot, r2dsnot = rows["refine"].eq("none"), rows["refine"].str.startswith("dsnot"), rows["refine"].str.startswith("r2dsnot")
 claims = [
     ("dsnot answers more rightly than the mask as it is", dsnot, none),

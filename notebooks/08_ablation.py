@@ -26,19 +26,19 @@
 profile = "smoke"
 models = ["embedded"]
 device = "cpu"
-dtype = "float32"
+dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
 seeds = [0]
 evaluation_corpus = "embedded"
 n_eval = 2
-batch_size = 1
+batch_size = 2
 refinement_starts = ["wanda"]
 ablated = ["keep_sign"]
 gammas = []
 swap_cycle_sweep = [1]
-digits = 2
+digits = 4
 
 # %%
 from dataclasses import replace
@@ -131,7 +131,7 @@ assert (same.groupby("method")["perplexity"].nunique() == 1).all(), "with neutra
 #
 # On validation text. Each part against the row that lacks it.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 claims = [
     ("relative importance in growing alone loses less than none", "relative grow", "neutral"),
     ("relative importance in pruning alone loses less than none", "relative prune", "neutral"),

@@ -25,17 +25,17 @@
 profile = "smoke"
 models = ["embedded"]
 device = "cpu"
-dtype = "float32"
+dtype = "float64"
 n_calib = 2
 seq_len = 64
 seeds = [0]
 evaluation_corpus = "embedded"
 n_eval = 2
-batch_size = 1
+batch_size = 2
 calibration_corpora = ["embedded", "random"]
 calibration_sizes = [1]
 calibration_lengths = [64]
-digits = 2
+digits = 4
 
 # %%
 import pandas as pd
@@ -151,7 +151,7 @@ assert by_corpus.loc[by_corpus["method"] != "dense", "sparsity"].nunique() == 1,
 # %% [markdown]
 # ## Verdicts
 
-# %% tags=["nbval-ignore-output"]
+# %%
 here = rows[rows["corpus"] == home]
 claims = [
     *(

@@ -22,6 +22,7 @@ from symprune.results import Record, Store, read_lines, write_lines, write_whole
 
 SMOKE = "smoke"
 _CELL_TIMEOUT = {SMOKE: 600}  # seconds; other profiles run for hours
+_QUIET = ["--log-level=ERROR"]  # a kernel warns of its local socket each time it starts
 _KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -169,7 +170,9 @@ def render(wanted: Sequence[str] = ()) -> list[Path]:
         for name in resolve_notebooks(wanted):
             notebook = jupytext.read(paths.NOTEBOOKS / f"{name}.py")
             try:
-                NotebookClient(notebook, timeout=_CELL_TIMEOUT[SMOKE], kernel_name="python3", resources=_in_notebooks()).execute()
+                NotebookClient(
+                    notebook, timeout=_CELL_TIMEOUT[SMOKE], kernel_name="python3", resources=_in_notebooks(), extra_arguments=_QUIET
+                ).execute()
             except CellExecutionError as error:
                 raise RuntimeError(f"notebook {name} failed with {error.ename}: {_first_line(error.evalue)}") from error
             except (CellTimeoutError, DeadKernelError) as error:
@@ -238,6 +241,7 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
                     progress_bar=False,
                     cwd=str(paths.NOTEBOOKS),
                     execution_timeout=_CELL_TIMEOUT.get(profile),
+                    extra_arguments=_QUIET,
                 )
             except papermill.PapermillExecutionError as error:
                 failed = target.with_suffix(".failed.ipynb")
