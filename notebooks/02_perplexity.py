@@ -36,6 +36,7 @@ n_eval = 2
 batch_size = 2
 sparsities = [0.6]
 semi_structured = ["2:4"]
+dense_lengths = []
 digits = 4
 
 # %%
@@ -82,6 +83,18 @@ save_table(perplexity_table(rows, digits, index=["model", "method"]), profile, "
 
 # %%
 save_figure(perplexity_dots(rows), profile, "02_perplexity")
+
+# %% [markdown]
+# ## The dense model over the whole split
+#
+# Every window of the evaluation text, by the length of the windows (`dense_lengths`): the number to compare with other people's. The grid
+# above uses windows spread evenly over the same text.
+
+# %%
+if dense_lengths:
+    whole_split = [Experiment(**{**protocol, "n_eval": None}, eval_seq_len=length).run([None]) for length in dense_lengths]
+    dense = pd.concat(whole_split, ignore_index=True)
+    save_table(dense[["model", "corpus", "eval_seq_len", "perplexity", "perplexity_stderr"]].round(3), profile, "02_dense", data=dense)
 
 # %% [markdown]
 # ## Every score, and the comparison group
