@@ -39,7 +39,7 @@ digits = 4
 from symprune import RIA, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, Wanda
 from symprune.experiment import Experiment
 from symprune.figures import perplexity_curves, save_figure
-from symprune.tables import crossings, judge, paired, perplexity_table, save_table, save_verdicts
+from symprune.tables import crossings, judge, judge_close, paired, perplexity_table, save_table, save_verdicts
 
 # %% [markdown]
 # ## Protocol
@@ -118,6 +118,15 @@ verdicts = [
     )
     for model in models
     for claim, a, b in claims
+    for sparsity in sparsity_sweep
+    for of in [rows[(rows["model"] == model) & (rows["swept"] == sparsity)]]
+]
+verdicts += [
+    judge_close(
+        f"{model}, {sparsity:.0%}: stochria with beta = 0.1 stays within 5 % of ria",
+        paired(of[of["method"] == "stochria"], of[of["method"] == "ria"], comparisons=len(sparsity_sweep)),
+    )
+    for model in models
     for sparsity in sparsity_sweep
     for of in [rows[(rows["model"] == model) & (rows["swept"] == sparsity)]]
 ]

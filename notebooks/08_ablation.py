@@ -48,7 +48,7 @@ from symprune.experiment import Experiment
 from symprune.figures import heat_map, perplexity_curves, save_figure
 from symprune.refine import AS_PUBLISHED
 from symprune.swap import ExactSwap
-from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts
+from symprune.tables import judge, judge_close, paired, perplexity_table, save_table, save_verdicts
 
 # %% [markdown]
 # ## One part at a time
@@ -151,4 +151,14 @@ verdicts = [
     for claim, a, b in asked
     for of in [rows[(rows["model"] == model) & (rows["method"] == start)]]
 ]
+if "keep_sign, gammas 0.001" in parts:
+    verdicts += [
+        judge_close(
+            f"{model}, from {start}: with keep_sign, the regularisation of 0.001 changes less than 5 %",
+            paired(of[of["part"] == "keep_sign, gammas 0.001"], of[of["part"] == "keep_sign"]),
+        )
+        for model in models
+        for start in refinement_starts
+        for of in [rows[(rows["model"] == model) & (rows["method"] == start)]]
+    ]
 save_verdicts(verdicts, profile, "08_ablation")

@@ -39,10 +39,15 @@ digits = 4
 
 # %%
 import pandas as pd
+import torch
 
 from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda
+from symprune.calibrate import accumulate, gather
+from symprune.data import calibration_windows
 from symprune.experiment import Experiment
 from symprune.figures import perplexity_curves, perplexity_dots, save_figure
+from symprune.models import load_model, load_tokenizer
+from symprune.stats import finish, merged
 from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts
 
 # %%
@@ -142,9 +147,25 @@ save_table(
 )
 
 # %% [markdown]
+# ## Clients that share no text
+#
+# Statistics are sums over windows. Each of two clients gathers its own and hands on the sums; merged, they are those of all windows in
+# one place, to the bit, and so are the masks. What a client reveals: counts, hashes, and per input channel the sums of x and of its
+# squares within and between windows; `docs/scaling.md` says what that leaves private. The paper names this setting as future work.
+
+# %%
+model, tokenizer = load_model(models[0], dtype, device), load_tokenizer(models[0])
+windows = calibration_windows(home, tokenizer, 2 * ((n_calib + 1) // 2), seq_len, seeds[0])
+handed_on = [accumulate(model, own, RIA().uses) for own in (windows[0::2], windows[1::2])]
+together, in_one_place = finish(merged(*handed_on)), gather(model, windows, RIA().uses)
+equal = [torch.equal(together[name].input_norm, in_one_place[name].input_norm) for name in in_one_place]
+print(f"merged statistics equal those of the pooled text in {sum(equal)} of {len(equal)} linears")
+
+# %% [markdown]
 # ## Checks
 
 # %%
+assert all(equal), "sums are kept with twice float64's precision: an order of additions does not show"
 assert (overlap[["jaccard"]] > 0.25).all(axis=None), "masks agree more than random ones would"
 assert by_corpus.loc[by_corpus["method"] != "dense", "sparsity"].nunique() == 1, "every mask keeps as much"
 

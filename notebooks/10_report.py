@@ -15,7 +15,8 @@
 # # Report
 #
 # What was claimed, what was found here, and every table and figure behind it. Each number comes from a record: a JSON file in
-# `results/<profile>/records`, whose name stands in the CSV beside each table.
+# `results/<profile>/records`, whose name stands in the CSV beside each table. The same page in Markdown: `results/<profile>/report.md`;
+# links lead from that folder.
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -23,13 +24,22 @@ profile = "smoke"
 # %%
 from IPython.display import Image, Markdown, display
 
+from symprune.report import claims_page, save_report
 from symprune.tables import load_verdicts, saved_figures, saved_tables, verdict_page
 
 # %% [markdown]
-# ## Verdicts
+# ## Claims and questions
 #
 # *reproduced*: the 95 % interval of a paired comparison lies on the claim's side. *not reproduced*: it lies on the other side.
-# *undecided*: it holds both. The protocol (model, text, sizes) is this profile's, not the paper's: its models need a GPU and the hub.
+# *undecided*: it holds both. The protocol (model, text, sizes) is this profile's; nothing was run on the paper's models unless their
+# names stand in the tables.
+
+# %% tags=["nbval-ignore-output"]
+save_report(profile)
+display(Markdown(claims_page(profile)))
+
+# %% [markdown]
+# ## Every verdict
 
 # %% tags=["nbval-ignore-output"]
 display(Markdown(verdict_page(load_verdicts(profile))))

@@ -8,6 +8,8 @@ import yaml
 
 from symprune.tables import decimals_of, summarise
 
+NOT_RUN = "not run here"
+
 
 def reported_figures() -> pd.DataFrame:
     """One row per reported perplexity: model, pattern ("dense", "0.5", "2:4"), method, reported, seq_len (empty: not said), source."""
@@ -22,17 +24,16 @@ def reported_figures() -> pd.DataFrame:
 
 
 def beside_reported(rows: pd.DataFrame, seq_len: int, digits: int = 4) -> pd.DataFrame:
-    """Every reported figure of the models in `rows` (of `Experiment.run`), and ours where one was measured: mean over seeds, else empty.
+    """Every reported figure, and ours where `rows` (of `Experiment.run`) hold one: mean over seeds, else "not run here".
 
     seq_len: that of our evaluation, to be held against the one reported. A reported "0.5" stands beside our "0.5 per output", though
     its comparison group may have been another; methods are matched with their default hyperparameters, refined masks are left out.
     """
     plain = rows[rows["refine"].isin(["none", "dense"])]
     ours = summarise(plain.assign(pattern=plain["pattern"].str.removesuffix(" per output")), by=["model", "pattern", "method"])
-    table = reported_figures()
-    table = table[table["model"].isin(rows["model"])].merge(ours, on=["model", "pattern", "method"], how="left")
-    table["ours"] = ["" if pd.isna(mean) else f"{mean:.{max(decimals_of(mean, digits), 0)}f}" for mean in table["mean"]]
-    table["our seq_len"] = [seq_len if cell else pd.NA for cell in table["ours"]]
+    table = reported_figures().merge(ours, on=["model", "pattern", "method"], how="left")
+    table["ours"] = [NOT_RUN if pd.isna(mean) else f"{mean:.{max(decimals_of(mean, digits), 0)}f}" for mean in table["mean"]]
+    table["our seq_len"] = [pd.NA if cell == NOT_RUN else seq_len for cell in table["ours"]]
     return table[["model", "pattern", "method", "ours", "our seq_len", "reported", "seq_len", "source"]].rename(
         columns={"seq_len": "reported seq_len"}
     )

@@ -12,12 +12,17 @@ from symprune.results import Record
 
 def perplexity_row(record: Record) -> dict:
     """The row of one model, recipe and seed in `Experiment.run`."""
-    recipe = _recipe_of(record)
-    calibration = record.run["calibration"] or {}
+    recipe, evaluation = _recipe_of(record), record.run["evaluation"]
     return {
         **_names(record, recipe),
         "sparsity": record.metrics.get("sparsity", 0.0),
-        **{name: calibration.get(name) for name in ("corpus", "n_calib", "seq_len", "propagate", "seed")},
+        **_calibration(record),
+        "evaluated_on": evaluation["corpus"]
+        if evaluation["split"] == "evaluation"
+        else f"{evaluation['corpus']}, {evaluation['split']} split",
+        "eval_seq_len": evaluation["seq_len"],
+        "n_windows": evaluation["n_windows"],
+        "dtype": record.run["model"]["dtype"],
         **{name: record.metrics[name] for name in ("perplexity", "perplexity_stderr", "window_losses")},
         "seconds_prune": record.metrics.get("seconds_prune", 0.0),
         **_hyperparameters("score", recipe and recipe.score),
@@ -33,8 +38,9 @@ def zero_shot_row(record: Record) -> dict:
     return {
         **_names(record, recipe),
         "sparsity": record.metrics.get("sparsity", 0.0),
-        "seed": (record.run["calibration"] or {}).get("seed"),
+        **_calibration(record),
         "task": record.run["zero_shot"]["task"],
+        "dtype": record.run["model"]["dtype"],
         **{name: record.metrics[name] for name in ("acc", "stderr", "n", "acc_norm", "correct")},
         **_keys(record, recipe),
     }
@@ -93,6 +99,12 @@ def _names(record: Record, recipe: Recipe | None) -> dict:
         "refine": (method_label(recipe.refine) if recipe.refine else "none") if recipe else "dense",
         "pattern": pattern_label(recipe.pattern) if recipe else "dense",
     }
+
+
+def _calibration(record: Record) -> dict:
+    """What the calibration text was; None throughout for the dense model and for methods that read none."""
+    calibration = record.run["calibration"] or {}
+    return {name: calibration.get(name) for name in ("corpus", "n_calib", "seq_len", "propagate", "seed")}
 
 
 def _keys(record: Record, recipe: Recipe | None) -> dict:

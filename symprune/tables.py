@@ -157,6 +157,16 @@ def judge(claim: str, comparison: Paired) -> Verdict:
     return Verdict(claim, verdict, str(comparison))
 
 
+def judge_close(claim: str, comparison: Paired, margin: float = 0.05) -> Verdict:
+    """The verdict on "a is as good as b": the whole interval of the ratio lies within 1 ± margin, or the whole of it outside.
+
+    The margin is a choice of this package: about the spread of a perplexity over draws of calibration text.
+    """
+    inside = 1 - margin <= comparison.low and comparison.high <= 1 + margin
+    outside = comparison.high < 1 - margin or comparison.low > 1 + margin
+    return Verdict(claim, "reproduced" if inside else "not reproduced" if outside else "undecided", str(comparison))
+
+
 def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> pd.DataFrame:
     """Keep a notebook's verdicts for the report, and show them."""
     folder = paths.results(profile) / "verdicts"
@@ -183,12 +193,40 @@ def verdict_page(verdicts: pd.DataFrame) -> str:
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str, data: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Write table_<name>.md as shown and table_<name>.csv (of `data`, unrounded, if given); returns the table to be shown."""
+    """Write table_<name>.md as shown and table_<name>.csv (of `data`, unrounded, if given); returns the table to be shown.
+
+    Below the table, its file states the protocol under which `data` was measured.
+    """
     folder = paths.figures(profile)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"table_{name}.md", table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n")
+    text = table.reset_index().to_markdown(index=False, disable_numparse=True) + "\n"
+    if data is not None and (stated := protocol(data)):
+        text += f"\n*{stated}*\n"
+    write_whole(folder / f"table_{name}.md", text)
     write_whole(folder / f"table_{name}.csv", (table.reset_index() if data is None else measurements(data)).to_csv(index=False))
     return table
+
+
+def protocol(rows: pd.DataFrame) -> str:
+    """How measured rows came about, in one line: evaluation text, calibration text, draws, propagation, dtype; "" if rows do not say.
+
+    A quantity that differs between rows is listed with all its values.
+    """
+
+    def listed(name: str) -> str:
+        return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in dict.fromkeys(rows[name].dropna()))
+
+    parts = []
+    if "evaluated_on" in rows:
+        parts.append(f"Evaluated on {listed('evaluated_on')}: {listed('n_windows')} windows of {listed('eval_seq_len')} tokens.")
+    if "propagate" in rows and rows["propagate"].notna().any():
+        parts.append(
+            f"Calibrated on {listed('corpus')}: {listed('n_calib')} windows of {listed('seq_len')} tokens, seed {listed('seed')}, "
+            f"{listed('propagate')} propagation."
+        )
+    if "dtype" in rows:
+        parts.append(f"{listed('dtype')}.".capitalize())
+    return " ".join(parts)
 
 
 def measurements(rows: pd.DataFrame) -> pd.DataFrame:

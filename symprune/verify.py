@@ -17,10 +17,11 @@ _RELATIVE, _ABSOLUTE = 0.01, 1e-9  # for the few numbers that a notebook compute
 def verify_report(profile: str, wanted: Sequence[str] = (), show: bool = True) -> list[str]:
     """What differs between a profile's published tables, figures' data and verdicts, and those drawn from its published records.
 
-    The notebooks are executed in a folder of their own with measuring forbidden: a number without a record ends the run. Words must
-    be equal, numbers to 1 %. Raises UserError if a record is missing or damaged, or none is published.
+    wanted: notebooks; none means those that the profile has published. They are executed in a folder of their own with measuring
+    forbidden: a number without a record ends the run. Words must be equal, numbers to 1 %. Raises UserError if a record is missing or
+    damaged, or none is published.
     """
-    names = resolve_notebooks(wanted)
+    names = [name for name in resolve_notebooks(wanted) if wanted or (paths.results(profile) / f"{name}.ipynb").exists()]
     published = paths.results(profile) / "records.jsonl"
     try:
         records = read_lines(published)

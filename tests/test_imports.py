@@ -21,6 +21,7 @@ LAYERS = [
     {"stream"},
     {"experiment", "doctor", "fetch"},
     {"tables", "figures", "accuracy", "reported"},
+    {"report"},
     {"reproduce", "verify"},
     {"cli", "commands"},
 ]

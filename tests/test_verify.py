@@ -33,6 +33,13 @@ def test_what_agrees_has_no_findings_and_nothing_published_is_touched(published)
     assert {file: file.read_bytes() for file in paths.ROOT.rglob("*") if file.is_file()} == before
 
 
+def test_a_notebook_that_was_not_published_is_not_asked_for(published):
+    notebook(paths.ROOT, "01_second", CODE.replace("00_first", "01_second").replace('"number": number', '"number": -number'))
+    assert verify_report("full", show=False) == []
+    with pytest.raises(UserError, match="a number has no record behind it"):
+        verify_report("full", ["01"], show=False)
+
+
 def test_a_changed_number_a_changed_verdict_and_a_stray_table_are_told(published):
     table = paths.figures("full") / "table_00_first.md"
     table.write_text(table.read_text().replace("164.25", "146.25"))
