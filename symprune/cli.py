@@ -202,6 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--profile", default="cpu", help="a file in papermill_params/ (default: %(default)s)")
     p.add_argument("--again", action="store_true", help="execute also what would do again what it did (records are still reused)")
+    p.add_argument("--executor", metavar="NAME", help="who measures: ray, or 'ray(num_gpus=1.0)' (default: this process)")
+    p.add_argument("--address", help="of the Ray cluster, with --executor (default: $RAY_ADDRESS, else one is started here)")
+    p.add_argument("--shard", type=_shard, metavar="I/N", help="only measure, as the I-th of N processes over one output folder")
 
     p = command(
         commands.run_verify_report,

@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from symprune import data, doctor, fetch, mask_files, models, reproduce, stats_files, tasks, verify
+from symprune import data, doctor, executors, fetch, mask_files, models, reproduce, stats_files, tasks, verify
 from symprune.calibrate import OUTPUT_SIDES, accumulate
 from symprune.errors import UserError, unknown
 from symprune.evaluate import perplexity
@@ -233,8 +233,18 @@ def run_fetch(args: argparse.Namespace) -> Answer:
 
 
 def run_reproduce(args: argparse.Namespace) -> Answer:
-    """Execute the notebooks under a profile."""
-    report = reproduce.reproduce(args.notebooks, args.profile, show=not args.json, again=args.again)
+    """Execute the notebooks under a profile, or only measure a shard of what they ask."""
+    if args.shard:
+        if args.executor or args.again:
+            raise UserError("--shard only measures, in this process: it goes without --executor and --again")
+        records = reproduce.measure_shard(args.notebooks, args.profile, executors.Shard(*args.shard), show=not args.json)
+        return Answer({"records": str(records)}, f"all is on record in {records}: `symprune reproduce` draws it")
+    executor = parse_method("executor", args.executor, {"ray": executors.Ray}) if args.executor else None
+    if args.address is not None:
+        if executor is None:
+            raise UserError("--address is where a Ray cluster is: give --executor ray with it")
+        executor = replace(executor, address=args.address)
+    report = reproduce.reproduce(args.notebooks, args.profile, show=not args.json, again=args.again, executor=executor)
     return Answer({"report": str(report)}, f"report: {report}")
 
 

@@ -1,6 +1,8 @@
 """Models x seeds x recipes, each measured once and kept as a record."""
 
+import functools
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +10,7 @@ from typing import Any
 
 import torch
 
-from symprune import data, gate, models, paths, stats_files
+from symprune import data, executors, gate, models, paths, stats_files
 from symprune.calibrate import OUTPUT_SIDES, accumulate, gather
 from symprune.errors import UserError, unknown
 from symprune.evaluate import perplexity
@@ -16,7 +18,7 @@ from symprune.overlap import entropy_of_kept, jaccard
 from symprune.progress import announce
 from symprune.prune import PROPAGATE, make_mask, prune, score_linear
 from symprune.recipe import Recipe, method_dict
-from symprune.results import Record, Store
+from symprune.results import REPLAY, Record, Store
 from symprune.rows import mask_row, perplexity_row, timing_rows, zero_shot_row
 from symprune.stats import LayerStats
 from symprune.tasks import identity, load_tasks
@@ -47,6 +49,7 @@ class Experiment:
     n_eval: int | None = 16
     batch_size: int = 1
     _bench: "_Bench | None" = field(default=None, init=False, repr=False)
+    _tasks: dict[str, tuple[Any, dict]] = field(default_factory=dict, init=False, repr=False)  # of zero_shot: each with its identity
 
     def __post_init__(self):
         self.eval_seq_len = self.eval_seq_len or self.seq_len
@@ -63,28 +66,35 @@ class Experiment:
             raise UserError("output_side 'gradients' is gathered on the dense model: it needs propagate 'dense'")
         self.store = Store(paths.records(self.profile))
 
-    def run(self, recipes: Sequence[Recipe | None]):
-        """One row per model, recipe and seed (pandas), None being the dense model; measured in order, or found as records."""
-        return self._frame(recipes, lambda *asked: [perplexity_row(self.record(*asked))])
+    def __getstate__(self) -> dict:
+        """What a worker is sent: the protocol and where records are, not a loaded model."""
+        return {**vars(self), "_bench": None, "_tasks": {}}
 
-    def zero_shot(self, recipes: Sequence[Recipe | None], tasks: Sequence[str], limit: int | None = None, batch_size: int = 8):
+    def run(self, recipes: Sequence[Recipe | None], executor: Callable | None = None):
+        """One row per model, recipe and seed (pandas), None being the dense model; measured, or found as records.
+
+        executor: who measures, see `symprune.executors` (None: what SYMPRUNE_EXECUTOR describes, else this process, in order).
+        """
+        return self._frame(recipes, self._perplexity_questions, self._perplexity_records, perplexity_row, executor)
+
+    def zero_shot(
+        self,
+        recipes: Sequence[Recipe | None],
+        tasks: Sequence[str],
+        limit: int | None = None,
+        batch_size: int = 8,
+        executor: Callable | None = None,
+    ):
         """One row per model, recipe, seed and zero-shot task (pandas), see `symprune.zero_shot`; measured, or found as records.
 
         Models are pruned exactly as `run` prunes them. `correct` holds a 1 or 0 for each example, in the order of the task.
         """
-        loaded = load_tasks(tasks)
-        examples = {name: identity(task, limit) for name, task in loaded.items()}
+        self._tasks = _with_identity(tasks, limit)
+        questions = functools.partial(self._zero_shot_questions, limit=limit)
+        records = functools.partial(self._zero_shot_records, tasks=tuple(tasks), limit=limit, batch_size=batch_size)
+        return self._frame(recipes, questions, records, zero_shot_row, executor)
 
-        def rows(model: str, recipe: Recipe | None, seed: int) -> list[dict]:
-            bench = self._set_up(model)
-            questions = {name: bench.zero_shot_question(recipe, seed, {"task": name, "limit": limit, **examples[name]}) for name in loaded}
-            missing = {name: task for name, task in loaded.items() if self.store.get(questions[name]) is None}
-            measured = bench.measure_zero_shot(recipe, seed, missing, limit, batch_size) if missing else {}
-            return [zero_shot_row(self.store.get_or_run(questions[name], lambda name=name: measured[name])) for name in loaded]
-
-        return self._frame(recipes, rows)
-
-    def _frame(self, recipes: Sequence[Recipe | None], rows_of: Callable[[str, Recipe | None, int], list[dict]]):
+    def _frame(self, recipes: Sequence[Recipe | None], questions_of: Callable, records_of: Callable, row_of: Callable, executor):
         """The rows of every model, recipe and seed that matters, in the order of the recipes."""
         import pandas as pd
 
@@ -95,14 +105,55 @@ class Experiment:
             for recipe in dict.fromkeys(recipes)
             if seed == self.seeds[0] or (recipe is not None and recipe.uses)
         ]
+        executor = executor or executors.from_environment()
+        if executor and not os.environ.get(REPLAY):
+            executor(records_of, asked, lambda one: self._state(questions_of(*one)))
         rows = []
-        for done, (model, recipe, seed) in enumerate(asked):
-            announce(f"{model} {recipe.label if recipe else 'dense'}, seed {seed}", done, len(asked))
-            rows += rows_of(model, recipe, seed)
+        for done, one in enumerate(asked):
+            announce(executors.describe(*one), done, len(asked))
+            rows += map(row_of, records_of(*one))  # where an executor left one out, it is measured here, or waited for
         announce("tables and figures", len(asked), len(asked))
         order = {(recipe.key if recipe else "dense"): i for i, recipe in enumerate(dict.fromkeys(recipes))}
         frame = pd.DataFrame(rows)
         return frame.sort_values("recipe_key", key=lambda keys: [order[k] for k in keys], kind="stable").reset_index(drop=True)
+
+    def _state(self, questions: Sequence[dict]) -> str:
+        """What an executor is told of questions that are measured together: "recorded", "busy" (by another process) or "missing"."""
+        states = {self.store.state(question) for question in questions}
+        return next((state for state in ("busy", "missing") if state in states), "recorded")
+
+    def _perplexity_questions(self, model: str, recipe: Recipe | None, seed: int) -> list[dict]:
+        return [self._set_up(model).question(recipe, seed)]
+
+    def _perplexity_records(self, model: str, recipe: Recipe | None, seed: int) -> list[Record]:
+        return [self.record(model, recipe, seed)]
+
+    def _zero_shot_questions(self, model: str, recipe: Recipe | None, seed: int, limit: int | None) -> list[dict]:
+        bench = self._set_up(model)
+        return [bench.zero_shot_question(recipe, seed, {"task": name, "limit": limit, **known}) for name, (_, known) in self._tasks.items()]
+
+    def _zero_shot_records(
+        self, model: str, recipe: Recipe | None, seed: int, tasks: Sequence[str], limit: int | None, batch_size: int
+    ) -> list[Record]:
+        self._tasks = self._tasks or _with_identity(tasks, limit)  # a worker is sent names
+        questions = dict(zip(self._tasks, self._zero_shot_questions(model, recipe, seed, limit), strict=True))
+
+        def measure(names: Collection[str]) -> dict:
+            missing = {name: self._tasks[name][0] for name in names}
+            return self._set_up(model).measure_zero_shot(recipe, seed, missing, limit, batch_size)
+
+        return self._get_or_run_together(questions, measure)
+
+    def _get_or_run_together(self, questions: Mapping[Any, dict], measure: Callable[[Collection[Any]], Mapping[Any, dict]]) -> list[Record]:
+        """The records of questions that are cheaper measured together: while one process does, others wait for the first of them."""
+        found: dict = {}
+
+        def measured(name) -> dict:
+            if name not in found:
+                found.update(measure([other for other in questions if self.store.get(questions[other]) is None]))
+            return found[name]
+
+        return [self.store.get_or_run(question, functools.partial(measured, name)) for name, question in questions.items()]
 
     def record(self, model: str, recipe: Recipe | None = None, seed: int = 0) -> Record:
         """The record of one recipe (None: dense) on one model, calibrated with one seed."""
@@ -128,10 +179,13 @@ class Experiment:
             for seeds in zip(self.seeds, other.seeds, strict=True):
                 asked = [pair for pair in pairs if seeds[0] == self.seeds[0] or any(recipe.uses for recipe in pair)]
                 questions = {pair: bench.mask_question(pair, seeds, reference) for pair in asked}
-                missing = [pair for pair in asked if self.store.get(questions[pair]) is None]
-                measured = bench.measure_masks(missing, seeds, reference) if missing else {}
-                for pair in asked:
-                    rows.append(mask_row(self.store.get_or_run(questions[pair], lambda found=measured, pair=pair: found[pair])))
+                rows += map(
+                    mask_row,
+                    self._get_or_run_together(
+                        questions,
+                        lambda missing, bench=bench, seeds=seeds, reference=reference: bench.measure_masks(missing, seeds, reference),
+                    ),
+                )
         return pd.DataFrame(rows)
 
     def time_scores(self, scores: Sequence[Any], repeats: int = 7, n_layers: int = 3):
@@ -367,6 +421,10 @@ class _Bench:
             paths.statistics(), asked, data.digest(windows), lambda: accumulate(self._pristine_model(), windows, uses, **options)
         )
         return {name: stats.to(x.device) for name, stats in found.items()}
+
+
+def _with_identity(names: Sequence[str], limit: int | None) -> dict[str, tuple[Any, dict]]:
+    return {name: (task, identity(task, limit)) for name, task in load_tasks(names).items()}
 
 
 def _masks(name: str, linear: torch.nn.Module, recipes: Sequence[Recipe], stats: LayerStats | None) -> dict[Recipe, torch.Tensor]:

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from symprune import paths, progress
+from symprune import executors, paths, progress
 from symprune.errors import UserError, unknown
+from symprune.executors import Ray, Shard
 from symprune.results import Record, Store, read_lines, write_lines, write_whole
 
 SMOKE = "smoke"
@@ -79,25 +80,26 @@ def parameters_of(notebook: str) -> dict[str, Any]:
     return values
 
 
-def reproduce(wanted: Sequence[str], profile: str, show: bool = True, again: bool = False) -> Path:
+def reproduce(wanted: Sequence[str], profile: str, show: bool = True, again: bool = False, executor: Ray | None = None) -> Path:
     """Execute notebooks with papermill under a profile, into results/<profile>/; returns the path of the HTML report.
 
     A notebook takes from the profile what its parameters cell names. One that fails leaves its last good run in place. One that would
     do again what it did (same source, parameters and library, its records and figures still there, and no notebook before it
-    executed) is passed over, unless `again`.
+    executed) is passed over, unless `again`. executor: who measures what their experiments ask (None: their kernels).
     """
-    values = load_profile(profile)
-    names = resolve_notebooks(wanted)
-    chosen = {name: {key: values[key] for key in _known(name, values)} for name in names}  # every notebook is checked before one runs
+    chosen = _chosen(wanted, profile)
     before = {record.key for record in Store(paths.records(profile))}
     for position, (name, parameters) in enumerate(chosen.items(), start=1):
-        title, stamp = f"[{position}/{len(names)}] {name}", Stamp(name, parameters, profile)
+        title, stamp = f"[{position}/{len(chosen)}] {name}", Stamp(name, parameters, profile)
         if not again and stamp.holds():
             if show:
                 print(f"{title}: nothing to do again", file=sys.stderr)
             continue
         again = True  # what follows may gather what this one writes
-        _execute(name, parameters, profile, title, show)
+        target = paths.results(profile) / f"{name}.ipynb"
+        executed = _execute(name, parameters, profile, title, show, _variables(executor))
+        write_whole(target, executed)
+        target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
         stamp.write()
     records = {record.key: record for record in Store(paths.records(profile))}
     if show:
@@ -106,6 +108,25 @@ def reproduce(wanted: Sequence[str], profile: str, show: bool = True, again: boo
     published = paths.results(profile) / "records.jsonl"
     write_lines(published, (read_lines(published) | records).values())
     return write_report(profile)
+
+
+def measure_shard(wanted: Sequence[str], profile: str, shard: Shard, show: bool = True) -> Path:
+    """Execute notebooks only to measure what they ask, as one of n processes at it; returns the folder of records they have in common.
+
+    The kernels write tables, figures and verdicts into a folder that is thrown away. Once a shard has ended, everything these
+    notebooks ask is on record, see `Shard`: then `reproduce` draws and publishes it without measuring.
+    """
+    chosen = _chosen(wanted, profile)
+    records = paths.records(profile)
+    records.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(folder) / "results" / profile / "records"
+        shared.parent.mkdir(parents=True)
+        shared.symlink_to(records, target_is_directory=True)
+        for position, (name, parameters) in enumerate(chosen.items(), start=1):
+            title = f"[{position}/{len(chosen)}] {name}, shard {shard.i}/{shard.n}"
+            _execute(name, parameters, profile, title, show, _variables(shard) | {"SYMPRUNE_OUTPUT": folder})
+    return records
 
 
 @dataclass(frozen=True)
@@ -219,7 +240,14 @@ def _known(notebook: str, profile: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, show: bool) -> None:
+def _chosen(wanted: Sequence[str], profile: str) -> dict[str, dict[str, Any]]:
+    """The parameters of each notebook: all are checked before one runs."""
+    values = load_profile(profile)
+    return {name: {key: values[key] for key in _known(name, values)} for name in resolve_notebooks(wanted)}
+
+
+def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, show: bool, variables: dict[str, str]) -> str:
+    """The executed notebook; where it fails, it is kept as <name>.failed.ipynb. variables: for its kernel."""
     import jupytext
     import nbformat
     import papermill
@@ -227,11 +255,10 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
 
     folder = paths.results(profile)
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}.ipynb"
     with tempfile.TemporaryDirectory() as work, _progress_bar(title, show) as reports:
         source, executed = Path(work) / f"{name}.ipynb", Path(work) / "executed.ipynb"
         nbformat.write(jupytext.read(paths.NOTEBOOKS / f"{name}.py"), source)
-        with environment(TQDM_DISABLE="1", **{progress.FILE: str(reports)}, **_absolute_paths()):
+        with environment(TQDM_DISABLE="1", **{progress.FILE: str(reports)}, **(executors.absolute_paths() | variables)):
             try:
                 papermill.execute_notebook(
                     source,
@@ -244,7 +271,7 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
                     extra_arguments=_QUIET,
                 )
             except papermill.PapermillExecutionError as error:
-                failed = target.with_suffix(".failed.ipynb")
+                failed = folder / f"{name}.failed.ipynb"
                 write_whole(failed, executed.read_text())
                 reason = f"{error.ename}: {_first_line(error.evalue)}"
                 if error.ename == "UserError":
@@ -252,15 +279,11 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
                 raise RuntimeError(f"notebook {name} failed in cell {error.cell_index} with {reason}; see {failed}") from error
             except (CellTimeoutError, DeadKernelError) as error:
                 raise RuntimeError(f"notebook {name} failed: {_first_line(str(error))}") from error
-        write_whole(target, nbformat.writes(cleaned(nbformat.read(executed, as_version=4))) + "\n")
-        target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+        return nbformat.writes(cleaned(nbformat.read(executed, as_version=4))) + "\n"
 
 
-def _absolute_paths() -> dict[str, str]:
-    """Kernels run in the notebooks' folder: what this process was given relative to its own is the same folder there."""
-    mirror = paths.hub_mirror()
-    folders = {"SYMPRUNE_ROOT": paths.ROOT, "SYMPRUNE_OUTPUT": paths.output(), "SYMPRUNE_CACHE": paths.cache()}
-    return {name: str(folder) for name, folder in {**folders, **({"SYMPRUNE_DATA": mirror} if mirror else {})}.items()}
+def _variables(executor: Ray | Shard | None) -> dict[str, str]:
+    return {executors.VARIABLE: executors.to_text(executor)} if executor else {}
 
 
 def _first_line(text: str) -> str:
@@ -329,7 +352,7 @@ def _progress_bar(title: str, show: bool) -> Iterator[Path]:
 def _read_profile(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # what PyYAML raises on odd values
         raise UserError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold key: value lines")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from symprune import paths
 from symprune.errors import UserError
@@ -100,6 +100,16 @@ class Store:
             raise UserError(f"no record {run_key(run)} in {self.folder}, and nothing may be measured: a number has no record behind it")
         with self._lock(run_key(run)):
             return self.get(run) or self.put(Record(run, measure(), provenance()))
+
+    def state(self, run: dict) -> str:
+        """ "recorded", "busy" while a process (maybe this one) measures it, or "missing"."""
+        if self.get(run) is not None:
+            return "recorded"
+        try:
+            with self._lock(run_key(run)).acquire(timeout=0):
+                return "missing"
+        except Timeout:
+            return "busy"
 
     def put(self, record: Record) -> Record:
         """Write a record: to the side, then renamed, so a reader sees a whole file or none."""

@@ -14,7 +14,7 @@ import torch
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("symprune.paths.statistics", lambda: tmp_path_factory.getbasetemp() / "statistics")
-    for name in ("SYMPRUNE_ROOT", "SYMPRUNE_OUTPUT", "SYMPRUNE_DATA", "SYMPRUNE_PROGRESS"):
+    for name in ("SYMPRUNE_ROOT", "SYMPRUNE_OUTPUT", "SYMPRUNE_DATA", "SYMPRUNE_EXECUTOR", "SYMPRUNE_PROGRESS"):
         monkeypatch.delenv(name, raising=False)
 
 
