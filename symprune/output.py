@@ -1,13 +1,18 @@
 """Where results are written: a place that is free and large enough, and whole or not at all."""
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from symprune.errors import UserError
+
+_LOCK = ".lock"  # in a folder that is being filled, held by the process that fills it
 
 
 def require_free(target: Path, option: str) -> None:
@@ -21,18 +26,32 @@ def require_free(target: Path, option: str) -> None:
 
 
 def require_disk(target: Path, needed: int) -> None:
-    """Raise UserError if so many bytes are not free on the disk where `target` will lie."""
+    """Raise UserError if so many bytes are not free on the disk where `target` will lie; what a killed save of it left goes first."""
+    _remove_leftovers(target)
     if needed > shutil.disk_usage(_existing(target)).free:
         raise UserError(f"{target} needs {needed / 1e9:.1f} GB of disk, more than is free there: choose another --out")
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A path on the disk of `out`, in a folder of its own, to fill and leave: a killed or failed save never looks like a finished one."""
+    """A path on the disk of `out`, in a folder of its own, to fill and leave: a killed or failed save never looks like a finished one.
+
+    What a killed one left is removed by the next with the same `out`.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+    _remove_leftovers(out)
+    folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True)
+    with folder as work, FileLock(Path(work) / "lock"):
+        os.rename(Path(work) / "lock", Path(work) / _LOCK)  # it is held before it can be found
         yield Path(work) / out.name
         os.rename(Path(work) / out.name, out)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what processes that were killed while they saved to `out` left; the system took their locks with them."""
+    for lock in out.parent.glob(f".{glob.escape(out.name)}.*/{_LOCK}"):
+        with contextlib.suppress(Timeout, OSError), FileLock(lock, blocking=False):
+            shutil.rmtree(lock.parent)
 
 
 def _existing(target: Path) -> Path:

@@ -2,7 +2,7 @@
 
     python tests/mutate.py masks scores --seconds 600
 
-Works on a copy of the package; not part of the test suite. Every mutant meets the tests of its module, until the first failure.
+Works on a copy of the package and its tests; not part of the test suite. Every mutant meets its module's tests, until one fails.
 """
 
 import argparse
@@ -21,10 +21,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "scores": ["test_scores.py"],
+    "norms": ["test_norms.py", "test_scores.py"],
     "masks": ["test_masks.py"],
     "refine": ["test_refine.py"],
     "swap": ["test_refine.py"],
-    "stats": ["test_stats.py", "test_calibrate.py"],
+    "stats": ["test_stats.py", "test_calibrate.py", "test_stats_files.py"],
     "mask_files": ["test_mask_files.py"],
     "journal": ["test_prune.py"],
     "experts": ["test_models.py", "test_prune.py"],
@@ -35,7 +36,11 @@ FLIPS = {
     ast.Is: ast.IsNot, ast.IsNot: ast.Is,
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
-AXIS_METHODS = {"sum", "flip", "cumsum", "any", "all", "argmax", "argmin", "mean", "amax", "amin", "squeeze", "unsqueeze", "sort", "size"}
+AXIS_METHODS = {
+    *("sum", "flip", "cumsum", "any", "all", "argmax", "argmin", "mean", "amax", "amin", "squeeze", "unsqueeze", "sort", "size"),
+    *("gather", "scatter_", "argsort", "flatten"),
+}
+SIGN_METHODS = {"abs", "neg", "abs_", "neg_", "sign_"}  # left out by cloning instead
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
@@ -68,7 +73,9 @@ def _changes(node: ast.AST) -> int:
         return int(type(node.op) in FLIPS)
     if isinstance(node, ast.UnaryOp):
         return int(isinstance(node.op, (ast.USub, ast.Invert)))
-    return len(_axes(node)) if isinstance(node, ast.Call) else 0
+    if isinstance(node, ast.Subscript):
+        return int(_new_axis(node) is not None or _is_axis_of_shape(node))
+    return len(_axes(node)) + _drops_sign(node) if isinstance(node, ast.Call) else 0
 
 
 def _change(node: ast.AST, number: int) -> None:
@@ -79,32 +86,52 @@ def _change(node: ast.AST, number: int) -> None:
         node.op = FLIPS[type(node.op)]()
     elif isinstance(node, ast.UnaryOp):
         node.operand = ast.UnaryOp(node.op, node.operand)  # twice is not at all
-    else:
+    elif isinstance(node, ast.Subscript):
+        if (place := _new_axis(node)) is not None:
+            beside, axes = place - 1 if place else 1, node.slice.elts
+            axes[place], axes[beside] = axes[beside], axes[place]
+        else:
+            node.slice.value = 1 - node.slice.value
+    elif number < len(_axes(node)):
         axis = _axes(node)[number]
-        axis.value = 1 - axis.value
+        axis.value = 1 if axis.value == 0 else axis.value - 1
+    else:
+        node.func.attr = "clone"
 
 
 def _axes(call: ast.Call) -> list[ast.Constant]:
     by_name = [keyword.value for keyword in call.keywords if keyword.arg in ("dim", "axis")]
     by_place = call.args[:1] if isinstance(call.func, ast.Attribute) and call.func.attr in AXIS_METHODS else []
-    return [
-        value for value in [*by_name, *by_place] if isinstance(value, ast.Constant) and type(value.value) is int and value.value in (0, 1)
-    ]
+    return [value for value in [*by_name, *by_place] if isinstance(value, ast.Constant) and type(value.value) is int]
 
 
-def survives(package: Path, tests: list[str], seconds: float) -> bool:
-    """Whether all tests pass on the package in that folder, in a process forked from this one; a hang counts as noticed."""
+def _drops_sign(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and call.func.attr in SIGN_METHODS and not call.args
+
+
+def _new_axis(node: ast.Subscript) -> int | None:
+    """Where x[:, None] has its None."""
+    axes = node.slice.elts if isinstance(node.slice, ast.Tuple) else []
+    return next((i for i, axis in enumerate(axes) if isinstance(axis, ast.Constant) and axis.value is None), None)
+
+
+def _is_axis_of_shape(node: ast.Subscript) -> bool:
+    of_shape = isinstance(node.value, ast.Attribute) and node.value.attr == "shape"
+    return of_shape and isinstance(node.slice, ast.Constant) and node.slice.value in (0, 1)
+
+
+def survives(copied: Path, tests: list[str], seconds: float) -> bool:
+    """Whether all tests pass in that copy of the project, in a process forked from this one; a hang counts as noticed."""
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         signal.alarm(int(seconds))
-        sys.path.insert(0, str(package))
+        sys.path.insert(0, str(copied))
         import pytest
 
-        os._exit(
-            int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *(str(ROOT / "tests" / test) for test in tests)]))
-        )
+        options = ["-x", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0"]
+        os._exit(int(pytest.main([*options, *(str(copied / "tests" / test) for test in tests)])))
     return os.waitpid(pid, 0)[1] == 0
 
 
@@ -119,22 +146,25 @@ def main() -> int:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     end, survivors, tried = time.monotonic() + args.seconds, [], 0
-    os.chdir(ROOT)
+    sys.dont_write_bytecode = True
+    os.environ["SYMPRUNE_ROOT"] = str(ROOT)
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "symprune"
-        shutil.copytree(ROOT / "symprune", package, ignore=shutil.ignore_patterns("__pycache__"))
-        sys.dont_write_bytecode = True
+        copied, package = Path(folder), Path(folder) / "symprune"
+        for part in ("symprune", "tests"):
+            shutil.copytree(ROOT / part, copied / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copied)
+        os.chdir(copied)
         chosen = [(module, *mutant) for module in args.modules or TESTS for mutant in mutants((package / f"{module}.py").read_text())]
         random.Random(args.seed).shuffle(chosen)
         for module in {module for module, *_ in chosen}:
-            if not survives(package.parent, TESTS[module], 300):
+            if not survives(copied, TESTS[module], 300):
                 sys.exit(f"{', '.join(TESTS[module])} fails without any mutation")
         for module, what, changed in chosen:
             if time.monotonic() > end:
                 break
             original = (package / f"{module}.py").read_text()
             (package / f"{module}.py").write_text(changed)
-            if survives(package.parent, TESTS[module], 300):
+            if survives(copied, TESTS[module], 300):
                 survivors.append(f"{module}.py {what}")
                 print(survivors[-1], flush=True)
             (package / f"{module}.py").write_text(original)

@@ -55,7 +55,7 @@ def test_nm_keeps_the_highest_n_of_every_block(data, m):
     assert (mask.view(-1, m).sum(1) == n).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("pattern", [Unstructured(0.6), Unstructured(0.5, "layer"), NM(2, 4), NM(4, 8), NM(8, 32)])
 def test_large_matrices_with_many_ties_agree_with_torch_stable_sort(pattern, dtype):
     scores = torch.randint(0, 40, (64, 576), generator=torch.Generator().manual_seed(0)).to(dtype)

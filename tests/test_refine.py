@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from symprune import refine, swap
 from symprune.errors import UserError
 from symprune.masks import NM, Unstructured
 from symprune.refine import AS_PUBLISHED, REFINERS, DSnoT, R2DSnoT
-from symprune.stats import LayerStats, Moments, StatsAccumulator
+from symprune.stats import LayerStats, StatsAccumulator
 from symprune.swap import ExactSwap
 
 F64 = torch.float64
@@ -174,16 +175,28 @@ def test_ties_zeros_and_dead_channels_follow_the_literal_loop(case):
     assert torch.equal(refiner(weight, mask, stats, pattern), literal(weight, mask, stats, refiner, block))
 
 
-def test_many_ties_beyond_the_window_go_to_the_lower_index():
+@pytest.mark.parametrize(("d_out", "d_in"), [(40, 120), (120, 12)], ids=["beyond the window", "more rows than columns"])
+def test_many_ties_go_to_the_lower_index(d_out, d_in):
     g = torch.Generator().manual_seed(0)
-    weight = torch.randint(-2, 3, (40, 120), generator=g).to(F64)
-    mask = torch.rand(40, 120, generator=g) < 0.5
-    ones = torch.ones(120, dtype=F64)
+    weight = torch.randint(-2, 3, (d_out, d_in), generator=g).to(F64)
+    mask = torch.rand(d_out, d_in, generator=g) < 0.5
+    ones = torch.ones(d_in, dtype=F64)
     stats = LayerStats(ones, ones, ones, ones, None, 4, 2)
     for refiner in (DSnoT(max_cycles=3), DSnoT(), DSnoT(max_cycles=20, keep_sign=True)):
         for pattern in (None, NM(2, 4)):
             block = pattern and pattern.m
             assert torch.equal(refiner(weight, mask, stats, pattern), literal(weight, mask, stats, refiner, block))
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
+def test_a_dead_channel_among_few_candidates_follows_the_literal_loop(pattern):
+    weight, mask, stats = random_case(13, 400, 8, pattern=pattern)
+    mask[:, 3] = mask[:, 0]  # kept or removed, for all that it is dead
+    stats = replace(stats, input_norm=stats.input_norm * (torch.arange(8) != 3))
+    refiner = DSnoT(max_cycles=2, threshold=0.0)  # a window of five
+    refined = refiner(weight, mask, stats, pattern)
+    assert torch.equal(refined, literal(weight, mask, stats, refiner, pattern.m if isinstance(pattern, NM) else None))
+    assert not torch.equal(refined, mask)
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.6), NM(2, 4)], ids=str)
@@ -457,35 +470,43 @@ def test_exact_swap_in_parts_and_without_a_gram_matrix(monkeypatch):
         ExactSwap()(weight, mask, random_case(0, 30, 24)[2])
 
 
-# The Gram matrix.
+def test_exact_swap_leaves_a_row_that_no_swap_improves():
+    x = torch.ones(5, 2, dtype=F64)  # two channels that are one: either may stay
+    acc = StatsAccumulator(2, 1, gram=True)
+    acc.update(x)
+    mask = torch.tensor([[True, False], [False, True]])
+    refinement = ExactSwap().run(torch.ones(2, 2, dtype=F64), mask, acc.finish())
+    assert torch.equal(refinement.mask, mask)
+    assert refinement.error_before == refinement.error_after == 5  # one weight of 1 is missing at each of 5 tokens
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_the_gram_matrix_is_exact_and_merges(dtype):
-    x = (torch.randn(6, 20, 12, generator=torch.Generator().manual_seed(0), dtype=F64) + 1).to(dtype)
-    parts = [StatsAccumulator(12, 3, gram=True) for _ in range(3)]
-    parts[0].update(x[:1])
-    parts[1].update(x[1:4])
-    parts[2].update(x[4:, :7])
-    parts[2].add(Moments.of(x[4:, 7:], gram=True), dtype)
-    for part in parts[1:]:
-        parts[0].merge(part)
-    stats = parts[0].finish()
-    flat = x.double().flatten(0, 1)
-    torch.testing.assert_close(stats.gram.double(), flat.T @ flat, rtol=1e-5, atol=1e-4)
-    assert stats.gram.dtype == (F64 if dtype == F64 else torch.float32)
-    torch.testing.assert_close(stats.gram.diagonal().sqrt(), stats.input_norm)
+@pytest.mark.parametrize("pattern", [Unstructured(0.6), NM(2, 4)], ids=str)
+def test_exact_swap_does_not_depend_on_the_scale(pattern):
+    weight, _, stats = gram_case(3, 30, 24)
+    mask = pattern(weight.abs())
+    expected = ExactSwap()(weight, mask, stats, pattern)
+    assert not torch.equal(expected, mask)
+    for scale in (2.0**-60, 2.0**60):
+        assert torch.equal(ExactSwap()(weight, mask, replace(stats, gram=stats.gram * scale), pattern), expected)
 
 
-def test_the_gram_matrix_is_there_only_if_asked_for():
-    x = torch.randn(2, 5, 12)
-    with_it, without = StatsAccumulator(12, 3, gram=True), StatsAccumulator(12, 3)
-    with_it.update(x)
-    without.update(x)
-    assert without.finish().gram is None
-    assert with_it.finish().gram.nbytes == 4 * 12**2
-    assert StatsAccumulator(12, 3, gram=True).finish().gram.count_nonzero() == 0
-    with pytest.raises(ValueError, match=r"X\^T X"):
-        with_it.merge(without)
-    with pytest.raises(ValueError, match=r"X\^T X"):
-        without.add(Moments.of(x, gram=True))
+def test_a_row_that_rounding_made_worse_is_as_it_was(monkeypatch):
+    weight, _, stats = gram_case(4, 30, 24)
+    mask = Unstructured(0.6)(weight.abs())
+    undisturbed = ExactSwap().run(weight, mask, stats)
+    alone = ExactSwap().run(weight[7:8], mask[7:8], stats)
+    true, rounding = swap.objective, iter([0.0, 1e6])
+    monkeypatch.setattr(swap, "objective", lambda *given: true(*given) + next(rounding) * (torch.arange(30) == 7))
+    refinement = ExactSwap().run(weight, mask, stats)
+    assert torch.equal(refinement.mask[7], mask[7])
+    assert not torch.equal(undisturbed.mask[7], mask[7])
+    others = torch.arange(30) != 7
+    assert torch.equal(refinement.mask[others], undisturbed.mask[others])
+    assert refinement.n_rows == undisturbed.n_rows - 1
+    assert refinement.swaps == undisturbed.swaps - alone.swaps
+    assert refinement.error_after == pytest.approx(quadratic_mean(weight, refinement.mask, stats.gram))
+
+
+def quadratic_mean(weight, mask, gram):
+    removed = (weight * ~mask).tolist()
+    return sum(a * b * gram[i, j].item() for row in removed for i, a in enumerate(row) for j, b in enumerate(row)) / len(removed)

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from symprune import UserError, paths
@@ -124,6 +126,55 @@ def test_a_profile_cannot_make_objects(tmp_path, monkeypatch):
 def test_a_profile_is_a_name_and_no_path(name):
     with pytest.raises(UserError, match="unknown profile"):
         load_profile(name)
+
+
+FUZZED = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@pytest.fixture
+def profile(tmp_path, monkeypatch):
+    """Writes the profile "fuzzed" and reads it; None if it is refused, in one line."""
+    smoke = paths.ROOT / "papermill_params" / "smoke.yaml"
+    shutil.copy(smoke, tmp_path)
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+
+    def read(content: bytes) -> dict | None:
+        (tmp_path / "fuzzed.yaml").write_bytes(content)
+        try:
+            return load_profile("fuzzed")
+        except UserError as error:
+            refusal = str(error)
+        assert "\n" not in refusal
+        return None
+
+    return read
+
+
+SOUND = (paths.ROOT / "papermill_params" / "smoke.yaml").read_bytes().replace(b"profile: smoke", b"profile: fuzzed")
+
+
+@given(st.data())
+@FUZZED
+def test_a_changed_byte_of_a_profile_is_refused_or_changes_one_value(profile, data):
+    content = bytearray(SOUND)
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    sound, found = profile(SOUND), profile(bytes(content))
+    assert sound is not None
+    assert found is None or (found.keys() == sound.keys() and sum(found[key] != sound[key] for key in sound) <= 1)
+
+
+@given(st.binary(max_size=100) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
+@FUZZED
+def test_bytes_of_any_kind_are_no_profile(profile, content):
+    assert profile(content) is None
+    profile(SOUND.replace(b"embedded", b"[" + content + b"]"))  # amid the rest: a value, or refused
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-99-99", "!!int ''", "!!float x", "0b_", "!!timestamp x", "!!bool x", "9" * 5000, "[" * 500, "&a [*b]"]
+)
+def test_a_value_that_yaml_stumbles_over_is_refused(profile, value):
+    assert profile(SOUND + f"extra: {value}\n".encode()) is None
 
 
 def test_no_secret_is_written_or_printed(monkeypatch, capsys):

@@ -1,11 +1,15 @@
 """Statistics against their definitions in float64, however the stream is cut."""
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symprune import StatsAccumulator
+from symprune.stats import Moments, Sum
 
 VECTORS = ("input_norm", "input_mean", "input_var", "input_var_within", "output_norm")
 
@@ -54,6 +58,21 @@ def test_statistics_equal_their_definition_and_merging_equals_one_stream(lengths
             torch.testing.assert_close(found, expected[name], rtol=1e-9, atol=slack)
 
 
+# Of these no sum needs more than 106 bits, so none may lose anything.
+within_reach = st.floats(2.0**-7, 2.0**30).flatmap(lambda x: st.sampled_from([x, -x, 0.0]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.lists(within_reach, min_size=1, max_size=20), cut=st.integers(0, 20))
+def test_a_sum_keeps_what_its_rounding_left_over(values, cut):
+    parts = [Sum.of(torch.zeros(1)), Sum.of(torch.zeros(1))]
+    for i, value in enumerate(values):
+        parts[i < cut] += Sum.of(torch.tensor([value], dtype=torch.float64))
+    found = parts[0] + parts[1]
+    assert Fraction(found.high.item()) + Fraction(found.low.item()) == sum(map(Fraction, values))
+    assert found.high.item() == math.fsum(values)
+
+
 def test_a_batch_is_its_samples():
     x, y = torch.randn(4, 7, 5), torch.randn(4, 7, 2)
     batch, one_by_one = StatsAccumulator(5, 2), StatsAccumulator(5, 2)
@@ -89,6 +108,18 @@ def test_nothing_seen_is_all_zero():
     assert not stats.input_var.any()
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (0, 4, 3), (2, 0, 3)], ids=str)
+def test_a_stretch_without_tokens_changes_nothing(shape):
+    accumulator = StatsAccumulator(3, 2)
+    accumulator.update(torch.ones(2, 5, 3))
+    before = accumulator.finish()
+    accumulator.update(torch.ones(shape))
+    after = accumulator.finish()
+    assert (after.n_tokens, after.n_samples) == (before.n_tokens, before.n_samples) == (10, 2)
+    assert torch.equal(after.input_mean, before.input_mean)
+    assert torch.equal(after.input_norm, before.input_norm)
+
+
 def test_updates_that_are_not_of_this_linear_are_refused():
     accumulator = StatsAccumulator(3, 2)
     with pytest.raises(ValueError, match="width 4"):
@@ -111,3 +142,34 @@ def test_statistics_move_between_devices_and_dtypes():
     moved = accumulator.finish().to(torch.float64)
     assert moved.input_norm.dtype == moved.output_norm.dtype == torch.float64
     assert moved.n_tokens == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_gram_matrix_is_exact_and_merges(dtype):
+    x = (torch.randn(6, 20, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1).to(dtype)
+    parts = [StatsAccumulator(12, 3, gram=True) for _ in range(3)]
+    parts[0].update(x[:1])
+    parts[1].update(x[1:4])
+    parts[2].update(x[4:, :7])
+    parts[2].add(Moments.of(x[4:, 7:], gram=True), dtype)
+    for part in parts[1:]:
+        parts[0].merge(part)
+    stats = parts[0].finish()
+    flat = x.double().flatten(0, 1)
+    torch.testing.assert_close(stats.gram.double(), flat.T @ flat, rtol=1e-5, atol=1e-4)
+    assert stats.gram.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(stats.gram.diagonal().sqrt(), stats.input_norm)
+
+
+def test_the_gram_matrix_is_there_only_if_asked_for():
+    x = torch.randn(2, 5, 12)
+    with_it, without = StatsAccumulator(12, 3, gram=True), StatsAccumulator(12, 3)
+    with_it.update(x)
+    without.update(x)
+    assert without.finish().gram is None
+    assert with_it.finish().gram.nbytes == 4 * 12**2
+    assert StatsAccumulator(12, 3, gram=True).finish().gram.count_nonzero() == 0
+    with pytest.raises(ValueError, match=r"X\^T X"):
+        with_it.merge(without)
+    with pytest.raises(ValueError, match=r"X\^T X"):
+        without.add(Moments.of(x, gram=True))
