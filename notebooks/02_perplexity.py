@@ -95,7 +95,8 @@ save_figure(perplexity_dots(rows), profile, "02_perplexity")
 if dense_lengths:
     whole_split = [Experiment(**{**protocol, "n_eval": None}, eval_seq_len=length).run([None]) for length in dense_lengths]
     dense = pd.concat(whole_split, ignore_index=True)
-    save_table(dense[["model", "corpus", "eval_seq_len", "perplexity", "perplexity_stderr"]].round(3), profile, "02_dense", data=dense)
+    shown = dense[["model", "evaluated_on", "eval_seq_len", "n_windows", "perplexity", "perplexity_stderr"]].round(3)
+    save_table(shown.set_index("model"), profile, "02_dense", data=dense)
 
 # %% [markdown]
 # ## Beside what others reported

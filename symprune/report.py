@@ -12,7 +12,7 @@ import yaml
 
 from symprune import paths
 from symprune.results import write_whole
-from symprune.tables import VERDICTS, load_verdicts, saved_figures, saved_tables, verdict_page
+from symprune.tables import VERDICTS, load_verdicts, saved_by, saved_figures, saved_tables, verdict_page
 
 _TITLES = {"paper": "The paper's claims", "reviewers": "What its public reviewers asked"}
 
@@ -90,8 +90,9 @@ def _links(entry: dict[str, Any], profile: str) -> list[str]:
     """Notebooks, tables and figures of an entry that exist, linked from the report's folder."""
     folder = paths.results(profile)
     targets = [(notebook, folder / f"{notebook}.ipynb") for notebook in entry.get("verdicts", {})]
-    targets += [(f"table {name}", paths.figures(profile) / f"table_{name}.md") for name in entry.get("tables", [])]
-    targets += [(f"figure {name}", paths.figures(profile) / f"fig_{name}.png") for name in entry.get("figures", [])]
+    wanted = {f"table_{name}.md": f"table {name}" for name in entry.get("tables", [])}
+    wanted |= {f"fig_{name}.png": f"figure {name}" for name in entry.get("figures", [])}
+    targets += [(text, file) for name, text in wanted.items() for file in saved_by(profile, name.split("_")[1]) if file.name == name]
     return [_link(text, target, folder) for text, target in targets if target.exists()]
 
 

@@ -22,6 +22,8 @@ def verify_report(profile: str, wanted: Sequence[str] = (), show: bool = True) -
     damaged, or none is published.
     """
     names = [name for name in resolve_notebooks(wanted) if wanted or (paths.results(profile) / f"{name}.ipynb").exists()]
+    if not names:
+        raise UserError(f"profile {profile!r} has published no notebook in {paths.results(profile)}")
     published = paths.results(profile) / "records.jsonl"
     try:
         records = read_lines(published)
