@@ -266,10 +266,9 @@ def test_names_in_a_file_are_never_paths(llama, file, tmp_path):
             part["../../escape"] = part.pop(name)
 
     forged(file, escape)
-    before = sorted(tmp_path.parent.parent.rglob("*"))
     with pytest.raises(UserError, match="another model"):
         apply_masks(copy.deepcopy(llama[0]), load_masks(file))
-    assert sorted(tmp_path.parent.parent.rglob("*")) == before
+    assert not list(tmp_path.parent.parent.rglob("*escape*"))
 
 
 def test_a_missing_file_and_a_folder_without_masks_say_what_to_give(tmp_path):
