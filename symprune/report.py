@@ -12,7 +12,7 @@ import yaml
 
 from symprune import paths
 from symprune.results import write_whole
-from symprune.tables import VERDICTS, load_verdicts, saved_by, saved_figures, saved_tables, verdict_page
+from symprune.tables import NOT_RUN, VERDICTS, load_verdicts, saved_by, saved_figures, saved_tables, verdict_page
 
 _TITLES = {"paper": "The paper's claims", "reviewers": "What its public reviewers asked"}
 
@@ -24,7 +24,7 @@ def save_report(profile: str) -> str:
     parts = [
         f"# symprune: {profile}",
         "*reproduced*: the 95 % interval of a paired comparison lies on the claim's side. *not reproduced*: it lies on the other side. "
-        "*undecided*: it holds both. All of it on the models of this profile: on the paper's own models, **not run here** unless they are "
+        f"*undecided*: it holds both. All of it on the models of this profile: on the paper's own models, **{NOT_RUN}** unless they are "
         "named below. The protocol stands under each table; numbers that are not reported by others come from "
         f"{_link('records', folder / 'records.jsonl', folder)}, whose keys stand in the CSV beside each table.",
         claims_page(profile),
@@ -64,7 +64,7 @@ def _answered(entry: dict[str, Any], verdicts: pd.DataFrame, profile: str) -> di
     found = verdicts.loc[verdicts.index[np.array(matches, dtype=bool)]]
     counts = {verdict: int((found["verdict"] == verdict).sum()) for verdict in VERDICTS}
     if found.empty:
-        verdict = "not run here"
+        verdict = NOT_RUN
     else:
         verdict = ", ".join(f"{name} {count} of {len(found)}" if len(found) > 1 else name for name, count in counts.items() if count)
     return {

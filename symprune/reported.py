@@ -6,9 +6,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from symprune.tables import decimals_of, summarise
-
-NOT_RUN = "not run here"
+from symprune.tables import NOT_RUN, decimals_of, summarise
 
 
 def reported_figures() -> pd.DataFrame:

@@ -96,10 +96,8 @@ def reproduce(wanted: Sequence[str], profile: str, show: bool = True, again: boo
                 print(f"{title}: nothing to do again", file=sys.stderr)
             continue
         again = True  # what follows may gather what this one writes
-        target = paths.results(profile) / f"{name}.ipynb"
         executed = _execute(name, parameters, profile, title, show, _variables(executor))
-        write_whole(target, executed)
-        target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+        write_whole(paths.results(profile) / f"{name}.ipynb", executed)
         stamp.write()
     records = {record.key: record for record in Store(paths.records(profile))}
     if show:
@@ -255,6 +253,7 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
 
     folder = paths.results(profile)
     folder.mkdir(parents=True, exist_ok=True)
+    failed = folder / f"{name}.failed.ipynb"
     with tempfile.TemporaryDirectory() as work, _progress_bar(title, show) as reports:
         source, executed = Path(work) / f"{name}.ipynb", Path(work) / "executed.ipynb"
         nbformat.write(jupytext.read(paths.NOTEBOOKS / f"{name}.py"), source)
@@ -271,7 +270,6 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
                     extra_arguments=_QUIET,
                 )
             except papermill.PapermillExecutionError as error:
-                failed = folder / f"{name}.failed.ipynb"
                 write_whole(failed, executed.read_text())
                 reason = f"{error.ename}: {_first_line(error.evalue)}"
                 if error.ename == "UserError":
@@ -279,6 +277,7 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
                 raise RuntimeError(f"notebook {name} failed in cell {error.cell_index} with {reason}; see {failed}") from error
             except (CellTimeoutError, DeadKernelError) as error:
                 raise RuntimeError(f"notebook {name} failed: {_first_line(str(error))}") from error
+        failed.unlink(missing_ok=True)
         return nbformat.writes(cleaned(nbformat.read(executed, as_version=4))) + "\n"
 
 

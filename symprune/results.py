@@ -102,7 +102,7 @@ class Store:
             return self.get(run) or self.put(Record(run, measure(), provenance()))
 
     def state(self, run: dict) -> str:
-        """ "recorded", "busy" while a process (maybe this one) measures it, or "missing"."""
+        """Whether a run is "recorded", "busy" while a process (maybe this one) measures it, or "missing"."""
         if self.get(run) is not None:
             return "recorded"
         try:

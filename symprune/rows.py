@@ -12,16 +12,12 @@ from symprune.results import Record
 
 def perplexity_row(record: Record) -> dict:
     """The row of one model, recipe and seed in `Experiment.run`."""
-    recipe, evaluation = _recipe_of(record), record.run["evaluation"]
+    recipe = _recipe_of(record)
     return {
         **_names(record, recipe),
         "sparsity": record.metrics.get("sparsity", 0.0),
         **_calibration(record),
-        "evaluated_on": evaluation["corpus"]
-        if evaluation["split"] == "evaluation"
-        else f"{evaluation['corpus']}, {evaluation['split']} split",
-        "eval_seq_len": evaluation["seq_len"],
-        "n_windows": evaluation["n_windows"],
+        **_evaluation(record),
         "dtype": record.run["model"]["dtype"],
         **{name: record.metrics[name] for name in ("perplexity", "perplexity_stderr", "window_losses")},
         "seconds_prune": record.metrics.get("seconds_prune", 0.0),
@@ -105,6 +101,13 @@ def _calibration(record: Record) -> dict:
     """What the calibration text was; None throughout for the dense model and for methods that read none."""
     calibration = record.run["calibration"] or {}
     return {name: calibration.get(name) for name in ("corpus", "n_calib", "seq_len", "propagate", "seed")}
+
+
+def _evaluation(record: Record) -> dict:
+    """What the evaluation text was."""
+    asked = record.run["evaluation"]
+    split = "" if asked["split"] == "evaluation" else f", {asked['split']} split"
+    return {"evaluated_on": asked["corpus"] + split, "eval_seq_len": asked["seq_len"], "n_windows": asked["n_windows"]}
 
 
 def _keys(record: Record, recipe: Recipe | None) -> dict:

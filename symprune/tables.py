@@ -13,7 +13,8 @@ import pandas as pd
 from symprune import paths
 from symprune.results import write_whole
 
-VERDICTS = ("reproduced", "not reproduced", "undecided", "not run here")
+NOT_RUN = "not run here"
+VERDICTS = ("reproduced", "not reproduced", "undecided", NOT_RUN)
 
 
 def summarise(frame: pd.DataFrame, value: str = "perplexity", by: Sequence[str] = ("model", "pattern", "method", "refine")) -> pd.DataFrame:

@@ -63,3 +63,20 @@ def corpus(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("corpus") / "words.txt"
     file.write_text(" ".join(rng.choice(words) for _ in range(3000)))
     return file
+
+
+@pytest.fixture
+def protocol(checkpoint, corpus, tmp_path, monkeypatch) -> dict:
+    """A profile of the tiny checkpoint that keeps its records in a folder of its own."""
+    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setattr("symprune.paths.statistics", lambda: tmp_path / "statistics")
+    return {
+        "profile": "test",
+        "models": [str(checkpoint)],
+        "calibration_corpus": str(corpus),
+        "evaluation_corpus": str(corpus),
+        "n_calib": 2,
+        "n_eval": 3,
+        "seq_len": 32,
+        "seeds": [0, 1],
+    }

@@ -26,20 +26,10 @@ TOY = [None, MAGNITUDE, WANDA, Recipe(RIA())]  # what the toy notebook asks firs
 
 
 @pytest.fixture
-def protocol(checkpoint, corpus, tmp_path, monkeypatch) -> dict:
-    """A profile of the tiny checkpoint that keeps its records in a folder of its own."""
-    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path / "output"))
+def protocol(protocol, tmp_path, monkeypatch) -> dict:
+    """With a cache of its own that workers, who are other processes, are told of."""
     monkeypatch.setenv("SYMPRUNE_CACHE", str(tmp_path / "cache"))
-    return {
-        "profile": "test",
-        "models": [str(checkpoint)],
-        "calibration_corpus": str(corpus),
-        "evaluation_corpus": str(corpus),
-        "n_calib": 2,
-        "n_eval": 2,
-        "seq_len": 32,
-        "seeds": [0, 1],
-    }
+    return protocol
 
 
 def answers(experiment: Experiment) -> dict:
@@ -264,10 +254,7 @@ def cluster():
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns
-        try:
-            ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-        except Exception as error:  # its daemons have to be up within fixed times, which a busy machine may not keep
-            pytest.skip(f"Ray does not start here: {error}")
+        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
         yield ray
         ray.shutdown()
 

@@ -13,23 +13,6 @@ MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), N
 
 
 @pytest.fixture
-def protocol(checkpoint, corpus, tmp_path, monkeypatch) -> dict:
-    """A profile of the tiny checkpoint that keeps its records in a folder of its own."""
-    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path / "output"))
-    monkeypatch.setattr("symprune.paths.statistics", lambda: tmp_path / "statistics")
-    return {
-        "profile": "test",
-        "models": [str(checkpoint)],
-        "calibration_corpus": str(corpus),
-        "evaluation_corpus": str(corpus),
-        "n_calib": 2,
-        "n_eval": 3,
-        "seq_len": 32,
-        "seeds": [0, 1],
-    }
-
-
-@pytest.fixture
 def measured(monkeypatch) -> list:
     """What was measured, in order: the label of the recipe and the seed."""
     seen = []

@@ -88,9 +88,9 @@ end = time.perf_counter()
 heavy = ["pandas", "matplotlib", "datasets", "lm_eval", "papermill", "transformers", "scipy", "huggingface_hub"]
 print(json.dumps({"torch": middle - start, "symprune": end - middle, "heavy": [name for name in heavy if name in sys.modules]}))
 """
-    # The best of three, and a busy machine is slow at both imports.
+    # The best of three: the machine may be busy.
     runs = [json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)]
-    while runs[-1]["symprune"] > max(0.5, 0.1 * runs[-1]["torch"]) and len(runs) < 3:
+    while runs[-1]["symprune"] > 0.5 and len(runs) < 3:
         runs.append(json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout))
     assert runs[0]["heavy"] == []
-    assert any(run["symprune"] <= max(0.5, 0.1 * run["torch"]) for run in runs), runs
+    assert min(run["symprune"] for run in runs) <= 0.5, runs
