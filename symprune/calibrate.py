@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from symprune._types import Windows
+from symprune.cost import batch_size_of
 from symprune.errors import UserError, unknown
 from symprune.models import decoder_layers, linears_by_layer, max_seq_len, named_linears, weight_view
 from symprune.progress import track
@@ -36,15 +37,15 @@ class LayerRunner:
     in a forward whose layers compute nothing, and given again: no family's signature is written down here.
     """
 
-    def __init__(self, model: nn.Module, windows: Windows, batch_size: int = 1, hidden: MutableSequence[Tensor] | None = None):
-        """hidden: where the hidden states are kept, batch by batch (None: in memory, on the model's device)."""
+    def __init__(self, model: nn.Module, windows: Windows, batch_size: int | str = 1, hidden: MutableSequence[Tensor] | None = None):
+        """batch_size: see `symprune.cost`. hidden: keeps the hidden states, batch by batch (None: in memory, on the model's device)."""
         check_windows(model, windows, in_memory=hidden is None)
         self.layers = decoder_layers(model)
         self.linears = linears_by_layer(model)
         self.hidden = [] if hidden is None else hidden  # what enters the next decoder layer, batch by batch
         self._calls: dict[int, list[Call]] = {}  # by batch size: masks and positions have its shape
         device = _entrance(model)
-        for batch in windows.split(batch_size):
+        for batch in windows.split(batch_size_of(batch_size, model, windows)):
             calls = self._calls.get(len(batch))
             entering, caught = _enter(model, batch.to(device), every_layer=calls is None)
             self.hidden.append(entering)
@@ -109,12 +110,13 @@ def gather(
     uses: Collection[str] = ("input_norm",),
     *,
     output_side: str = "activations",
-    batch_size: int = 1,
+    batch_size: int | str = 1,
     progress: bool = False,
 ) -> dict[str, LayerStats]:
     """Statistics of every prunable linear of the dense model, by full name: gathered once, they serve any number of recipes.
 
     output_side: what Y is, the linears' "activations" or the loss "gradients" with respect to them (one backward pass).
+    batch_size: windows per forward pass, or "auto" (see `symprune.cost`).
     """
     statistics: dict[str, LayerStats] = {}
     for part in _by_layer(model, windows, uses, output_side, batch_size, progress):
@@ -128,7 +130,7 @@ def accumulate(
     uses: Collection[str] = ("input_norm",),
     *,
     output_side: str = "activations",
-    batch_size: int = 1,
+    batch_size: int | str = 1,
     progress: bool = False,
 ) -> dict[str, StatsAccumulator]:
     """The sums that `gather` makes statistics of: to save, and to merge with those of other windows."""
@@ -139,7 +141,7 @@ def accumulate(
 
 
 def _by_layer(
-    model: nn.Module, windows: Windows, uses: Collection[str], output_side: str, batch_size: int, progress: bool
+    model: nn.Module, windows: Windows, uses: Collection[str], output_side: str, batch_size: int | str, progress: bool
 ) -> Iterator[dict[str, StatsAccumulator]]:
     """The sums of the dense model's linears, decoder layer by decoder layer where one pass forward gives them."""
     if output_side not in OUTPUT_SIDES:

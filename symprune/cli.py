@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from symprune import commands
+from symprune.cost import AUTO
 from symprune.errors import UserError
 
 
@@ -56,6 +57,10 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _batch_size(text: str) -> int | str:
+    return text if text == AUTO else _at_least_one(text)
+
+
 def _options(*parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Options that several commands share."""
     return argparse.ArgumentParser(add_help=False, parents=parents)
@@ -75,11 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     place = _options()
     place.add_argument("model", metavar="MODEL", help="embedded, a local folder, or a hub id")
     place.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
-    place.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    place.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ..., or auto for all GPUs (default: %(default)s)")
     text = _options(place)
     text.add_argument("--corpus", default="embedded", help="embedded, wikitext2, c4, or a .txt or .jsonl file (default: %(default)s)")
     text.add_argument("--seq-len", type=_at_least_one, default=512, help="tokens per window (default: %(default)s; the papers use 2048)")
-    text.add_argument("--batch-size", type=_at_least_one, default=1, help="windows per forward pass (default: %(default)s)")
+    text.add_argument("--batch-size", type=_batch_size, default=1, help="windows per forward pass, or auto (default: %(default)s)")
     draw = _options()
     draw.add_argument("--n-calib", type=_at_least_one, default=16, help="calibration windows (default: %(default)s; the papers use 128)")
     draw.add_argument("--seed", type=int, default=0, help="seed of the calibration windows (default: %(default)s)")

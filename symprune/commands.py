@@ -8,6 +8,7 @@ from typing import Any
 
 from symprune import data, doctor, executors, fetch, mask_files, models, reproduce, stats_files, tasks, verify
 from symprune.calibrate import OUTPUT_SIDES, accumulate
+from symprune.cost import batch_size_of
 from symprune.errors import UserError, unknown
 from symprune.evaluate import perplexity
 from symprune.mask_files import PackedMasks
@@ -126,10 +127,11 @@ def run_calibrate(args: argparse.Namespace) -> Answer:
     if args.output_side not in OUTPUT_SIDES:
         raise unknown("output side", args.output_side, OUTPUT_SIDES)
     windows, part = _shard(args, _calibration_windows(args, models.load_tokenizer(args.model)))
-    how = {"output_side": args.output_side, "batch_size": args.batch_size}
+    model = _load_model(args)
+    how = {"output_side": args.output_side, "batch_size": batch_size_of(args.batch_size, model, windows)}
     where = {"dtype": args.dtype, "device": args.device, "seq_len": args.seq_len}
     asked = stats_files.asked(models.fingerprint(args.model), uses, **where, **how)
-    sums = accumulate(_load_model(args), windows, uses, progress=_progress(args), **how)
+    sums = accumulate(model, windows, uses, progress=_progress(args), **how)
     return _save_statistics(args, stats_files.Calibration(sums, asked, [part]))
 
 

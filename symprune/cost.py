@@ -1,4 +1,4 @@
-"""What pruning a model costs, from its config alone: bytes, floating-point operations, hidden states."""
+"""What pruning a model costs, from its config alone: bytes, floating-point operations, hidden states, and what batch fits."""
 
 import time
 from dataclasses import dataclass
@@ -6,10 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from symprune._types import Windows
 from symprune.errors import UserError
 from symprune.models import decoder_layers, linears_by_layer, weight_view
 
 GIB = 2**30
+AUTO = "auto"
+_TOKENS = {"cuda": 16384}  # of one forward pass: ours, by arithmetic
+_TOKENS_ELSEWHERE = 512  # ours: benchmarks/batch_size.py
 _SCORING = 24  # bytes per weight of the largest linear: float32 copies of weight and scores, a selection, masks
 
 
@@ -23,6 +27,7 @@ class Shape:
     layers: int  # of all
     outside: int  # of embeddings, head and the rest
     entrance: int  # of the input embedding
+    vocabulary: int
     linears: int  # prunable, of all decoder layers
     widths: tuple[tuple[int, int], ...]  # (d_out, d_in) of the prunable linears of the first decoder layer
 
@@ -38,6 +43,7 @@ class Shape:
             layers=sum(sizes),
             outside=sum(p.numel() for p in model.parameters()) - sum(sizes),
             entrance=model.get_input_embeddings().weight.numel(),
+            vocabulary=len(model.get_input_embeddings().weight),
             linears=sum(weight_view(linear).numel() for layer in linears for linear in layer.values()),
             widths=tuple(tuple(weight_view(linear).shape) for linear in linears[0].values()),
         )
@@ -131,6 +137,44 @@ class Cost:
         gram = sum(2 * d**2 for d in self.inputs) * self.shape.n_layers if self.gram else 0
         attention = 2 * self.seq_len * self.shape.hidden_size * self.shape.n_layers
         return tokens * (self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0))
+
+
+def batch_size_of(
+    asked: int | str,
+    model: nn.Module,
+    windows: Windows,
+    *,
+    device: torch.device | str | None = None,
+    room: int | None = None,
+    logits: bool = False,
+) -> int:
+    """The windows of a batch: as many as asked, or for "auto" as many as keep the device busy and fit into its memory.
+
+    "auto": the largest power of two of windows [n, seq_len] that hold at most the tokens that are worth a pass of their own, and whose
+    activations (with `logits` those of the head too) take at most half of `room`; at least 1. device: None for where the model's
+    embedding is. room: bytes; None for what the weights leave of all the device's memory, whatever other programs hold of it, so that
+    the same machine chooses the same again.
+    Raises UserError for anything else than a whole number of at least 1 or "auto".
+    """
+    if asked != AUTO:
+        if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+            raise UserError(f"batch_size must be a whole number of at least 1 or {AUTO!r}, not {asked!r}")
+        return asked
+    shape, seq_len = Shape.of(model), windows.shape[1]
+    device = torch.device(device or model.get_input_embeddings().weight.device)
+    itemsize = next(model.parameters()).element_size()
+    one = Cost(shape, 1, seq_len, itemsize)
+    a_window = one.activations + (seq_len * shape.vocabulary * itemsize if logits else 0)
+    room = memory_of(device) - one.weights if room is None else room
+    at_most = min(room // 2 // a_window, _TOKENS.get(device.type, _TOKENS_ELSEWHERE) // seq_len)
+    return 2 ** (max(at_most, 1).bit_length() - 1)
+
+
+def memory_of(device: torch.device | str) -> int:
+    """Bytes of a device, free or not."""
+    import psutil
+
+    return torch.cuda.mem_get_info(device)[1] if torch.device(device).type == "cuda" else psutil.virtual_memory().total
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import nn
 
 from symprune._types import Windows
 from symprune.calibrate import check_windows
+from symprune.cost import batch_size_of
 from symprune.errors import UserError
 from symprune.progress import track
 
@@ -47,17 +48,18 @@ class Perplexity(float):
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, windows: Windows, *, batch_size: int = 1, progress: bool = False) -> Perplexity:
+def perplexity(model: nn.Module, windows: Windows, *, batch_size: int | str = 1, progress: bool = False) -> Perplexity:
     """exp of the mean over windows of the mean token loss; windows [n, seq_len] come from `evaluation_windows` (Wanda's convention).
 
-    Raises UserError for windows the model cannot take, and on a loss that is NaN.
+    batch_size: windows per forward pass, or "auto" (see `symprune.cost`). Raises UserError for windows the model cannot take, and on
+    a loss that is NaN.
     """
     check_windows(model, windows)
     if windows.shape[1] < 2:
         raise UserError("perplexity needs windows of at least 2 tokens: raise seq_len")
     device = next(model.parameters()).device
     losses: list[float] = []
-    for batch in track(windows.split(batch_size), "perplexity", progress):
+    for batch in track(windows.split(batch_size_of(batch_size, model, windows, logits=True)), "perplexity", progress):
         ids = batch.to(device)
         logits = model(input_ids=ids, use_cache=False).logits
         for row, targets in zip(logits, ids, strict=True):  # window by window: one float32 copy of the logits at a time

@@ -259,7 +259,7 @@ class _Bench:
 
     def _identity(self) -> dict:
         x = self.experiment
-        return {"name": self.name, "weights": self.fingerprint, "dtype": x.dtype, "device": torch.device(x.device).type}
+        return {"name": self.name, "weights": self.fingerprint, "dtype": x.dtype, "device": models.device_type(x.device)}
 
     def _calibrated_on(self, uses: frozenset[str], seed: int) -> dict | None:
         x = self.experiment
@@ -383,8 +383,9 @@ class _Bench:
         return {"seconds": [taken[1:] for taken in seconds], "linears": names, "threads": torch.get_num_threads()}
 
     def _now(self) -> float:
-        if self.experiment.device.startswith("cuda"):
-            torch.cuda.synchronize(self.experiment.device)
+        if models.device_type(self.experiment.device) == "cuda":
+            for gpu in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(gpu)
         return time.perf_counter()
 
     def windows(self, seed: int) -> torch.Tensor:
@@ -420,7 +421,8 @@ class _Bench:
         found = stats_files.remembered(
             paths.statistics(), asked, data.digest(windows), lambda: accumulate(self._pristine_model(), windows, uses, **options)
         )
-        return {name: stats.to(x.device) for name, stats in found.items()}
+        linears = models.named_linears(self._pristine_model())
+        return {name: stats.to(linears[name].weight.device) for name, stats in found.items()}
 
 
 def _with_identity(names: Sequence[str], limit: int | None) -> dict[str, tuple[Any, dict]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from symprune._types import Mask, Weight
 from symprune.errors import UserError
-from symprune.masks import NM, Unstructured
+from symprune.masks import NM, Unstructured, zero_removed
 from symprune.models import MASKS, named_linears, weight_view
 from symprune.overlap import jaccard
 from symprune.recipe import Recipe, pattern_label
@@ -108,7 +108,7 @@ def apply_masks(model: nn.Module, found: MaskFile, other_weights: bool = False) 
             "give the model that the masks were made for, or ask for other weights (--other-weights) to mask a fine-tuned or merged one"
         )
     for name, mask in found.masks.items():
-        weights[name].masked_fill_(~mask.to(weights[name].device), 0)
+        zero_removed(weights[name], mask.to(weights[name].device))
     return differing
 
 

@@ -19,6 +19,7 @@ from symprune.errors import UserError, unknown
 from symprune.experts import expert_linears, is_fused
 
 EMBEDDED = "embedded"
+ALL_GPUS = "auto"  # a device: the layers spread over all GPUs by accelerate's device map
 MASKS = "masks.safetensors"  # what a pruned model's folder holds beside its weights
 EMBEDDED_LINEARS = 210  # 30 decoder layers x 7
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -31,6 +32,7 @@ _TRUSTING_NOTHING = {"local_files_only": True, "use_safetensors": True, "trust_r
 def load_model(name: str, dtype: str = "float32", device: str = "cpu", layers_path: str | None = None) -> nn.Module:
     """The model called `name` in eval mode: "embedded", a local folder, or a hub id (sought in SYMPRUNE_DATA first).
 
+    device: "cpu", "cuda", "cuda:1", ..., or "auto": its layers spread over all GPUs (on the CPU where there is none).
     layers_path: where its list of decoder layers is, for an architecture in which `decoder_layers` does not find it.
     Raises UserError for an unknown name, a folder without safetensors weights, an unreachable hub, or too little memory.
     """
@@ -41,9 +43,10 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu", layers_pa
     _require_device(device)
     folder = locate(name)
     _require_memory(folder, DTYPES[dtype], device)
+    options = {"dtype": DTYPES[dtype], "device_map": ALL_GPUS if device == ALL_GPUS else None, **_TRUSTING_NOTHING}
     with quiet_transformers():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True, **_TRUSTING_NOTHING)
+            model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
         except Exception as error:  # whatever a broken file makes of it
             raise UserError(f"cannot load a causal language model from {folder}: {_first_line(error)}") from error
     if info["missing_keys"]:  # transformers would go on with random numbers
@@ -51,7 +54,18 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu", layers_pa
     if layers_path is not None:
         model.layers_path = layers_path
         decoder_layers(model)  # a wrong path is told at once
-    return model.to(device).eval()
+    if device != ALL_GPUS:
+        model = model.to(device)
+    elif away := [name for name, parameter in model.named_parameters() if parameter.is_meta]:  # a change of it would be lost
+        raise UserError(f"{folder} does not fit on the GPUs together ({away[0]} was left out): take a smaller dtype, or --stream")
+    return model.eval()
+
+
+def device_type(device: str) -> str:
+    """ "cpu", "cuda", ...: where a model loaded on that device computes."""
+    if device == ALL_GPUS:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device).type
 
 
 def load_tokenizer(name: str):
@@ -238,17 +252,22 @@ def _require_weights(folder: Path) -> Path:
 
 
 def _require_device(device: str) -> None:
+    if device == ALL_GPUS:
+        if importlib.util.find_spec("accelerate") is None:
+            raise UserError(f"the device {ALL_GPUS!r} needs accelerate: run `pip install 'symprune[embedded]'`")
+        return
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"cannot use the device {device!r} here: take cpu, or cuda on a machine with a GPU") from error
+        raise UserError(f"cannot use the device {device!r} here: take cpu, or cuda or auto on a machine with a GPU") from error
 
 
 def _require_memory(folder: Path, dtype: torch.dtype, device: str) -> None:
     import psutil
 
     needed = sum(_n_elements(file) for file in weight_files(folder)) * dtype.itemsize
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    gpus = range(torch.cuda.device_count()) if device == ALL_GPUS else [device] if device.startswith("cuda") else []
+    free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else psutil.virtual_memory().available
     if needed > free:
         raise UserError(
             f"{folder} needs {needed / 2**30:.1f} GiB for its weights, {free / 2**30:.1f} GiB are free on {device}: "

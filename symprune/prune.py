@@ -1,6 +1,7 @@
 """THE loop over decoder layers: statistics, scores, masks, refinement, and the pruned layer run again."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,10 @@ from torch import nn
 
 from symprune._types import Mask, Scores, Weight, Windows
 from symprune.calibrate import LayerRunner
+from symprune.cost import batch_size_of
 from symprune.errors import UserError, unknown
 from symprune.journal import Journal, PrunedLinear, hash_tensors
+from symprune.masks import zero_removed
 from symprune.models import linears_by_layer, role, weight_view
 from symprune.progress import track
 from symprune.recipe import Recipe
@@ -83,7 +86,7 @@ def prune(
     recipe: Recipe,
     propagate: str = "pruned",
     *,
-    batch_size: int = 1,
+    batch_size: int | str = 1,
     keep_masks: bool = False,
     work: Path | str | None = None,
     visit: Callable[[Iterable[dict[str, nn.Module]]], Iterable[dict[str, nn.Module]]] | None = None,
@@ -94,7 +97,8 @@ def prune(
 
     calibration: windows of tokens [n, seq_len], or for propagate="dense" the statistics of `gather`, or None for a recipe
     that uses no statistics. propagate: "pruned" runs each pruned layer again, so the next one is calibrated on what it will
-    receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense model. work: a folder that records each
+    receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense model. batch_size: windows per forward pass, or "auto"
+    (see `symprune.cost`). work: a folder that records each
     finished decoder layer; after a kill the same call on the dense model continues there and ends with the same masks.
     visit: yields the linears of one decoder layer after the other, each with its weights in memory while it is worked on (see
     `symprune.stream`, which also gives a runner in place of windows); None: they all are. masked: is told the name, the pruned
@@ -112,7 +116,11 @@ def prune(
     given = calibration if recipe.uses and isinstance(calibration, Mapping) else None
     if given is not None and propagate != "dense":
         raise UserError("statistics of the dense model are for propagate='dense'; give the calibration windows for 'pruned'")
+    if lacking := [name for linears in layers for name in linears if given is not None and name not in given]:
+        raise UserError(f"no statistics of {lacking[0]}: they were gathered on another model")
     windows = None if given is not None or not recipe.uses else _require_windows(calibration, recipe)
+    if isinstance(windows, torch.Tensor):
+        batch_size = batch_size_of(batch_size, model, windows)
     if work is not None and given is not None:
         raise UserError("a work folder records what was calibrated on windows: give them instead of statistics")
     journal = contextlib.nullcontext() if work is None else Journal(Path(work), _asked(model, windows, recipe, propagate, batch_size))
@@ -123,7 +131,9 @@ def prune(
         for index, linears in enumerate((visit or iter)(track(layers, "pruning", progress))):
             found = finished.read(index) if finished else None
             if found is None:
-                stats = dict.fromkeys(linears) if given is None else given
+                stats = dict.fromkeys(linears)
+                if given is not None:
+                    stats = {name: given[name].to(linear.weight.device) for name, linear in linears.items()}
                 if runner:
                     stats = runner.collect(index, recipe.uses, keep=propagate == "dense")
                 clock.lap("calibrate")
@@ -134,7 +144,7 @@ def prune(
             elif runner and propagate == "dense":
                 runner.run(index)
             for name, mask in found[0].items():
-                weight = weight_view(linears[name]).masked_fill_(~mask, 0)
+                zero_removed(weight := weight_view(linears[name]), mask)
                 if masked:
                     masked(name, weight, mask)
             done += found[1]
@@ -169,7 +179,7 @@ def make_mask(name: str, weight: Weight, scores: Scores, stats: LayerStats | Non
 def _mask_linear(name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe) -> tuple[Mask, PrunedLinear]:
     weight = weight_view(linear)
     mask, refined = make_mask(name, weight, score_linear(recipe.score, weight, stats), stats, recipe)
-    return mask, PrunedLinear(name, *weight.shape, kept=int(mask.sum()), refined=refined, n_tokens=stats and stats.n_tokens)
+    return mask, PrunedLinear(name, *weight.shape, kept=int(mask.count_nonzero()), refined=refined, n_tokens=stats and stats.n_tokens)
 
 
 def _unreached(stats: LayerStats | None) -> bool:
@@ -190,11 +200,11 @@ def check_weights(linears: Mapping[str, nn.Module]) -> None:
     for name, linear in linears.items():
         if linear.weight.is_meta:
             raise UserError(f"{name} is on the meta device, where a change would be lost: load the model into memory first")
-        if not torch.isfinite(linear.weight).all():
+        if not all(map(math.isfinite, torch.aminmax(linear.weight.detach()))):  # one pass: NaN is passed on
             raise UserError(f"NaN or inf in the weight of {name}: the checkpoint is broken")
 
 
-def _asked(model: nn.Module, windows: Windows | None, recipe: Recipe, propagate: str, batch_size: int) -> dict[str, str]:
+def _asked(model: nn.Module, windows: Windows | None, recipe: Recipe, propagate: str, batch_size: int | str) -> dict[str, str]:
     """What masks depend on to the last bit."""
     parameter = next(model.parameters())
     asked = {

@@ -65,7 +65,7 @@ def asked(
 ) -> dict[str, Any]:
     """What sums depend on beside their windows: only those of equal answers may be merged. weights: the model's fingerprint."""
     gathered = sorted(uses & OPTIONAL)
-    question = {"weights": weights, "dtype": dtype, "device": torch.device(device).type, "seq_len": seq_len, "gathered": gathered}
+    question = {"weights": weights, "dtype": dtype, "device": models.device_type(device), "seq_len": seq_len, "gathered": gathered}
     side = {"output_side": output_side} if "output_norm" in gathered else {}
     return question | side | {"batch_size": batch_size, "torch": torch.__version__, "code": _code()}
 

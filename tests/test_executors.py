@@ -18,7 +18,8 @@ from symprune import NM, RIA, Magnitude, Recipe, UserError, Wanda, executors
 from symprune.cli import main
 from symprune.executors import Ray, Shard
 from symprune.experiment import Experiment
-from symprune.results import run_key
+from symprune.results import Store, run_key
+from symprune.tasks import CONTINUATION
 
 MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), NM(2, 4))
 RECIPES = [None, MAGNITUDE, WANDA, RIA_NM]
@@ -304,3 +305,27 @@ def test_a_task_whose_workers_all_die_is_named(cluster):
 
     with pytest.raises(RuntimeError, match="that measured tiny, seed 3, died 1 times"):
         Ray(retries=0)(always_killed, [("tiny", None, 3)], lambda one: "missing")
+
+
+def test_zero_shot_scores_of_workers_are_those_of_a_local_run(cluster, protocol, monkeypatch):
+    recipes, options = [None, WANDA], {"tasks": [CONTINUATION], "limit": 3, "batch_size": 2}
+    here, there = (Experiment(**{**protocol, "profile": profile}) for profile in ("here", "there"))
+    expected = here.zero_shot(recipes, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("symprune.models.load_model", None)  # not in this process
+        rows = there.zero_shot(recipes, **options, executor=Ray())
+    assert rows["record"].tolist() == expected["record"].tolist()
+    assert answers(there) == answers(here)
+    assert len(answers(there)) == 3
+
+
+def test_reproduce_sends_its_work_to_the_cluster_at_an_address(cluster, project, tmp_path):
+    """From a process that is none of the cluster's: the notebook's kernel measures nothing, and draws what the workers left."""
+    address = cluster.get_runtime_context().gcs_address
+    asked = command("reproduce", "--profile", "smoke", "--json", "--executor", "ray", "--address", address, root=project)
+    _, err = asked.communicate(timeout=300)
+    assert asked.returncode == 0, err
+    records = list(Store(project / "results/smoke/records"))
+    assert len(records) == 8
+    assert not (tmp_path / "measured").exists()  # the kernel would have written down what it measures
+    assert {file.stem for file in (project / "figures/smoke").glob("table_*.csv")} == {"table_02_toy", "table_02_more"}

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symprune import NM, Unstructured, UserError
+from symprune.masks import zero_removed
 
 
 def removed_by_stable_sort(scores: list[float], n: int) -> set[int]:
@@ -102,3 +103,19 @@ def test_a_width_that_m_does_not_divide_is_refused():
 def test_an_unknown_group_names_the_nearest():
     with pytest.raises(UserError, match="did you mean output"):
         Unstructured(0.5, "outputs")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_is_kept_keeps_every_bit_and_what_is_removed_is_plain_zero(dtype, transposed):
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    values = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[0, :4] = torch.tensor([-0.0, 0.0, torch.finfo(dtype).tiny, -torch.finfo(dtype).max], dtype=dtype)
+    mask = torch.rand(6, 8, generator=torch.Generator().manual_seed(1)) > 0.5
+    mask[0] = torch.tensor([True] * 4 + [False] * 4)
+    weight = values.t().contiguous().t() if transposed else values.clone()
+    zero_removed(weight, mask)
+    for i in range(6):
+        for j in range(8):
+            expected = values[i, j].view(integers) if mask[i, j] else 0
+            assert weight[i, j].view(integers) == expected

@@ -222,3 +222,15 @@ def test_help_teaches(capsys, command):
     assert code == 0
     assert f"example: symprune {command}" in out
     assert "--json" in out
+
+
+def test_the_batch_size_auto_is_kept_as_the_number_it_came_to(checkpoint, corpus, tmp_path, capsys):
+    options = [checkpoint, "--corpus", corpus, "--n-calib", 5, "--seq-len", 32, "--device", "auto"]
+    for size in ("auto", "16"):
+        code, _, err = call(capsys, "calibrate", *options, "--batch-size", size, "--out", tmp_path / f"{size}.safetensors")
+        assert code == 0, err
+    auto, sixteen = (load(tmp_path / f"{size}.safetensors") for size in ("auto", "16"))
+    assert auto.asked == sixteen.asked  # 512 tokens hold 16 windows of 32
+    assert auto.asked["batch_size"] == 16
+    assert auto.asked["device"] == "cpu"
+    assert (tmp_path / "auto.safetensors").read_bytes() == (tmp_path / "16.safetensors").read_bytes()

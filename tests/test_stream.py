@@ -119,7 +119,12 @@ def test_a_checkpoint_without_a_prefix_on_its_names_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"memory": 1000}, "raise --memory"), ({"dtype": "float31"}, "unknown dtype"), ({"recipe": Recipe(Wanda(), NM(1, 5))}, "q_proj")],
+    [
+        ({"memory": 1000}, "raise --memory"),
+        ({"dtype": "float31"}, "unknown dtype"),
+        ({"device": "auto"}, "one device"),
+        ({"recipe": Recipe(Wanda(), NM(1, 5))}, "q_proj"),
+    ],
 )
 def test_what_cannot_be_streamed_is_refused_and_leaves_nothing(options, words, tmp_path):
     name = saved(tmp_path)
@@ -193,18 +198,26 @@ def test_masks_that_are_kept_count_one_bit_for_every_prunable_weight_and_are_cop
 PROGRAM = """
 import json, re, sys, torch
 from symprune import Recipe, Unstructured, Wanda
+from symprune.mask_files import PackedMasks
 from symprune.stream import prune_checkpoint
-plans, recipe = [], Recipe(Wanda(), Unstructured(0.5))
-prune_checkpoint(sys.argv[1], sys.argv[2], torch.ones(1, 32, dtype=torch.long), recipe, "dense", memory=2**34, planned=plans.append)
+name, out, memory, keep = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+plans, masks = [], PackedMasks() if keep else None
+how = {"memory": memory or None, "masks": masks, "planned": plans.append}
+save = {"finishing": lambda folder, _: masks.save(folder / "masks.safetensors")} if keep else {}
+prune_checkpoint(name, out, torch.ones(1, 32, dtype=torch.long), Recipe(Wanda(), Unstructured(0.5)), "dense", **how, **save)
 peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 print(json.dumps({"taken": peak - plans[0].base, "predicted": plans[0].memory - plans[0].base}))
 """
 
 
-def test_the_memory_predicted_is_the_memory_taken_within_a_quarter(tmp_path):
+@pytest.mark.parametrize("memory", [0, 2**34], ids=["no budget", "a budget"])
+@pytest.mark.parametrize("keep", [0, 1], ids=["masks dropped", "masks kept"])
+def test_the_memory_predicted_is_the_memory_taken_within_a_quarter(memory, keep, tmp_path):
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 128}
     name = saved(tmp_path, hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, **heads)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, name, str(tmp_path / "out")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name, str(tmp_path / "out"), str(memory), str(keep)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert 0.75 < found["predicted"] / found["taken"] < 1.25, found
