@@ -255,7 +255,14 @@ def cluster():
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns
-        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+        for attempts_left in (2, 1, 0):  # its daemons have to be up within fixed times, which a busy machine may miss
+            try:
+                ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+                break
+            except Exception:
+                ray.shutdown()
+                if not attempts_left:
+                    raise
         yield ray
         ray.shutdown()
 
