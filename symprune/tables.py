@@ -214,19 +214,18 @@ def protocol(rows: pd.DataFrame) -> str:
     A quantity that differs between rows is listed with all its values.
     """
 
-    def listed(name: str) -> str:
-        return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in dict.fromkeys(rows[name].dropna()))
+    def listed(of: pd.DataFrame, name: str) -> str:
+        return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in dict.fromkeys(of[name].dropna()))
 
     parts = []
     if "evaluated_on" in rows:
-        parts.append(f"Evaluated on {listed('evaluated_on')}: {listed('n_windows')} windows of {listed('eval_seq_len')} tokens.")
-    if "propagate" in rows and rows["propagate"].notna().any():
-        parts.append(
-            f"Calibrated on {listed('corpus')}: {listed('n_calib')} windows of {listed('seq_len')} tokens, seed {listed('seed')}, "
-            f"{listed('propagate')} propagation."
-        )
+        corpus, n_windows, seq_len = (listed(rows, name) for name in ("evaluated_on", "n_windows", "eval_seq_len"))
+        parts.append(f"Evaluated on {corpus}: {n_windows} windows of {seq_len} tokens.")
+    if "propagate" in rows and len(calibrated := rows[rows["propagate"].notna()]):
+        corpus, n_windows, seq_len, *how = (listed(calibrated, name) for name in ("corpus", "n_calib", "seq_len", "seed", "propagate"))
+        parts.append(f"Calibrated on {corpus}: {n_windows} windows of {seq_len} tokens, seed {how[0]}, {how[1]} propagation.")
     if "dtype" in rows:
-        parts.append(f"{listed('dtype')}.".capitalize())
+        parts.append(f"{listed(rows, 'dtype')}.".capitalize())
     return " ".join(parts)
 
 

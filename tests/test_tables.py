@@ -270,3 +270,18 @@ def test_progress_is_announced_only_to_whoever_asked(tmp_path, monkeypatch):
     progress.announce("two ±", 1, 2)
     lines = (tmp_path / "progress").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"label": "one", "done": 0, "total": 2}, {"label": "two ±", "done": 1, "total": 2}]
+
+
+def test_the_protocol_lists_what_differs_and_leaves_out_rows_that_were_not_calibrated():
+    common = {"evaluated_on": "embedded", "n_windows": 8, "eval_seq_len": 512, "dtype": "float32"}
+    calibrated = {"n_calib": 4.0, "seq_len": 512.0, "propagate": "dense"}
+    rows = [
+        {**common, "corpus": "none"},
+        *({**common, **calibrated, "corpus": name, "seed": seed} for name, seed in [("lee", 0), ("c4", 1)]),
+    ]
+    expected = "Evaluated on embedded: 8 windows of 512 tokens."
+    assert tables.protocol(pd.DataFrame(rows)) == (
+        f"{expected} Calibrated on lee, c4: 4 windows of 512 tokens, seed 0, 1, dense propagation. Float32."
+    )
+    assert tables.protocol(pd.DataFrame(rows[:1])) == f"{expected} Float32."
+    assert tables.protocol(pd.DataFrame([{"accuracy": 0.5}])) == ""
