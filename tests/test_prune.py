@@ -328,3 +328,12 @@ def test_a_work_folder_must_be_one(tmp_path):
         (tmp_path / "w" / "asked.json").write_text(content)
         with pytest.raises(UserError, match=r"asked.json is damaged"):
             prune(tiny.model(), tiny.windows(), recipe, work=tmp_path / "w")
+
+
+def test_statistics_of_another_model_are_refused_before_anything_is_changed():
+    model, windows = tiny.model(), tiny.windows(2)
+    shallower = gather(tiny.model(num_hidden_layers=2), windows)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=r"no statistics of model\.layers\.2\.self_attn\.q_proj: they were gathered on another model"):
+        prune(model, shallower, Recipe(RIA(), Unstructured(0.5)), "dense")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
