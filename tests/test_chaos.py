@@ -29,7 +29,7 @@ STAGES = {
     "scoring": ("call", "_mask_linear", 10),
     "refining": ("call", "summary", 12),
     "writing masks of the first layer": ("c_call", "chmod", 2),
-    "after masks of the first layer": ("c_call", "masked_fill_", 1),
+    "after masks of the first layer": ("call", "zero_removed", 1),
     "running a pruned layer": ("call", "run", 3),
     "writing masks of the last layer": ("c_call", "chmod", 4),
     "saving the mask file": ("c_call", "chmod", 5),
