@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from symprune._types import Windows
 from symprune.cost import batch_size_of
 from symprune.errors import UserError, unknown
-from symprune.models import decoder_layers, linears_by_layer, max_seq_len, named_linears, weight_view
+from symprune.models import decoder_layers, free_memory, linears_by_layer, max_seq_len, named_linears, weight_view
 from symprune.progress import track
 from symprune.stats import LayerStats, SharedInputs, StatsAccumulator, at_least_float32, finish
 
@@ -206,13 +206,6 @@ def check_windows(model: nn.Module, windows: Windows, in_memory: bool = True) ->
         width = model.config.get_text_config(decoder=True).hidden_size
         needed = n_windows * seq_len * width * next(model.parameters()).element_size()
         _require_memory(needed, device, f"the hidden states of {n_windows} windows of {seq_len} tokens", "lower n_calib or seq_len")
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on a device."""
-    import psutil
-
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _require_memory(needed: int, device: torch.device, what: str, way_out: str = "use a refinement that needs no Gram matrix") -> None:

@@ -12,7 +12,7 @@ from symprune.models import decoder_layers, linears_by_layer, weight_view
 
 GIB = 2**30
 AUTO = "auto"
-_TOKENS = {"cuda": 16384}  # of one forward pass: ours, by arithmetic
+_TOKENS_ON_A_GPU = 16384  # of one forward pass: ours, by arithmetic
 _TOKENS_ELSEWHERE = 512  # ours: benchmarks/batch_size.py
 _SCORING = 24  # bytes per weight of the largest linear: float32 copies of weight and scores, a selection, masks
 
@@ -166,7 +166,8 @@ def batch_size_of(
     one = Cost(shape, 1, seq_len, itemsize)
     a_window = one.activations + (seq_len * shape.vocabulary * itemsize if logits else 0)
     room = memory_of(device) - one.weights if room is None else room
-    at_most = min(room // 2 // a_window, _TOKENS.get(device.type, _TOKENS_ELSEWHERE) // seq_len)
+    tokens = _TOKENS_ON_A_GPU if device.type == "cuda" else _TOKENS_ELSEWHERE
+    at_most = min(room // 2 // a_window, tokens // seq_len)
     return 2 ** (max(at_most, 1).bit_length() - 1)
 
 

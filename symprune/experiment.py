@@ -16,7 +16,7 @@ from symprune.errors import UserError, unknown
 from symprune.evaluate import perplexity
 from symprune.overlap import entropy_of_kept, jaccard
 from symprune.progress import announce
-from symprune.prune import PROPAGATE, make_mask, prune, score_linear
+from symprune.prune import PROPAGATE, beside_weights, make_mask, prune, score_linear
 from symprune.recipe import Recipe, method_dict
 from symprune.results import REPLAY, Record, Store
 from symprune.rows import mask_row, perplexity_row, timing_rows, zero_shot_row
@@ -421,8 +421,7 @@ class _Bench:
         found = stats_files.remembered(
             paths.statistics(), asked, data.digest(windows), lambda: accumulate(self._pristine_model(), windows, uses, **options)
         )
-        linears = models.named_linears(self._pristine_model())
-        return {name: stats.to(linears[name].weight.device) for name, stats in found.items()}
+        return beside_weights(found, models.named_linears(self._pristine_model()))
 
 
 def _with_identity(names: Sequence[str], limit: int | None) -> dict[str, tuple[Any, dict]]:

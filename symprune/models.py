@@ -68,6 +68,16 @@ def device_type(device: str) -> str:
     return torch.device(device).type
 
 
+def free_memory(device: torch.device | str) -> int:
+    """Bytes free on a device ("auto": on all GPUs together)."""
+    import psutil
+
+    if device_type(str(device)) != "cuda":
+        return psutil.virtual_memory().available
+    gpus = range(torch.cuda.device_count()) if device == ALL_GPUS else [device]
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+
+
 def load_tokenizer(name: str):
     """The tokenizer of the model called `name`; the same names and errors as `load_model`."""
     from transformers import AutoTokenizer
@@ -263,11 +273,7 @@ def _require_device(device: str) -> None:
 
 
 def _require_memory(folder: Path, dtype: torch.dtype, device: str) -> None:
-    import psutil
-
-    needed = sum(_n_elements(file) for file in weight_files(folder)) * dtype.itemsize
-    gpus = range(torch.cuda.device_count()) if device == ALL_GPUS else [device] if device.startswith("cuda") else []
-    free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) if gpus else psutil.virtual_memory().available
+    needed, free = sum(_n_elements(file) for file in weight_files(folder)) * dtype.itemsize, free_memory(device)
     if needed > free:
         raise UserError(
             f"{folder} needs {needed / 2**30:.1f} GiB for its weights, {free / 2**30:.1f} GiB are free on {device}: "

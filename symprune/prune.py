@@ -97,9 +97,9 @@ def prune(
 
     calibration: windows of tokens [n, seq_len], or for propagate="dense" the statistics of `gather`, or None for a recipe
     that uses no statistics. propagate: "pruned" runs each pruned layer again, so the next one is calibrated on what it will
-    receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense model. batch_size: windows per forward pass, or "auto"
-    (see `symprune.cost`). work: a folder that records each
-    finished decoder layer; after a kill the same call on the dense model continues there and ends with the same masks.
+    receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense model. batch_size: windows per forward pass, or
+    "auto" (see `symprune.cost`). work: a folder that records each finished decoder layer; after a kill the same call on the dense
+    model continues there and ends with the same masks.
     visit: yields the linears of one decoder layer after the other, each with its weights in memory while it is worked on (see
     `symprune.stream`, which also gives a runner in place of windows); None: they all are. masked: is told the name, the pruned
     weight and the mask of each linear.
@@ -114,15 +114,16 @@ def prune(
         check_weights(linears)
     clock = _Clock()
     given = calibration if recipe.uses and isinstance(calibration, Mapping) else None
-    if given is not None and propagate != "dense":
-        raise UserError("statistics of the dense model are for propagate='dense'; give the calibration windows for 'pruned'")
-    if lacking := [name for linears in layers for name in linears if given is not None and name not in given]:
-        raise UserError(f"no statistics of {lacking[0]}: they were gathered on another model")
+    if given is not None:
+        if propagate != "dense":
+            raise UserError("statistics of the dense model are for propagate='dense'; give the calibration windows for 'pruned'")
+        if lacking := [name for linears in layers for name in linears if name not in given]:
+            raise UserError(f"no statistics of {lacking[0]}: they were gathered on another model")
+        if work is not None:
+            raise UserError("a work folder records what was calibrated on windows: give them instead of statistics")
     windows = None if given is not None or not recipe.uses else _require_windows(calibration, recipe)
     if isinstance(windows, torch.Tensor):
         batch_size = batch_size_of(batch_size, model, windows)
-    if work is not None and given is not None:
-        raise UserError("a work folder records what was calibrated on windows: give them instead of statistics")
     journal = contextlib.nullcontext() if work is None else Journal(Path(work), _asked(model, windows, recipe, propagate, batch_size))
     done: list[PrunedLinear] = []
     masks: dict[str, Mask] = {}
@@ -131,11 +132,10 @@ def prune(
         for index, linears in enumerate((visit or iter)(track(layers, "pruning", progress))):
             found = finished.read(index) if finished else None
             if found is None:
-                stats = dict.fromkeys(linears)
-                if given is not None:
-                    stats = {name: given[name].to(linear.weight.device) for name, linear in linears.items()}
                 if runner:
                     stats = runner.collect(index, recipe.uses, keep=propagate == "dense")
+                else:
+                    stats = dict.fromkeys(linears) if given is None else beside_weights(given, linears)
                 clock.lap("calibrate")
                 made = {name: _mask_linear(name, linear, stats[name], recipe) for name, linear in linears.items()}
                 found = {name: mask for name, (mask, _) in made.items()}, [linear for _, linear in made.values()]
@@ -154,6 +154,11 @@ def prune(
                 runner.run(index)
                 clock.lap("calibrate")
     return PruneReport(recipe, propagate, done, clock.seconds, masks)
+
+
+def beside_weights(statistics: Mapping[str, LayerStats], linears: Mapping[str, nn.Module]) -> dict[str, LayerStats]:
+    """The statistics of these linears, each on the device of its weight."""
+    return {name: statistics[name].to(linear.weight.device) for name, linear in linears.items()}
 
 
 def score_linear(score: Callable[..., Scores], weight: Weight, stats: LayerStats | None) -> Scores:

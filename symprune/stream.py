@@ -55,14 +55,15 @@ def prune_checkpoint(
     if device == ALL_GPUS:
         raise UserError("streaming keeps one decoder layer in memory, on one device: take cpu or cuda")
     model = skeleton(folder, dtype)
+    shape, itemsize = Shape.of(model), DTYPES[dtype].itemsize
     checkpoint = Checkpoint(folder, model, dtype, device)
     windows = calibration if isinstance(calibration, Tensor) and recipe.uses else None
     if windows is not None:
-        room = (memory_of(device) if memory is None else memory) - Shape.of(model).layer * DTYPES[dtype].itemsize
+        room = (memory_of(device) if memory is None else memory) - shape.layer * itemsize
         batch_size = batch_size_of(batch_size, model, windows, device=device, room=room)
     passes = 0 if windows is None else 2 if propagate == "pruned" else 1
     sizes = (0, 0) if windows is None else windows.shape
-    cost = Cost(Shape.of(model), *sizes, DTYPES[dtype].itemsize, batch_size, passes, "gram" in recipe.uses, masks is not None)
+    cost = Cost(shape, *sizes, itemsize, batch_size, passes, "gram" in recipe.uses, masks is not None)
     how = plan(cost, memory, DTYPES[dtype], device)
     planned(how)
     _give_back_memory_at_once()

@@ -14,15 +14,13 @@ PROTOCOL = {"split": "evaluation", "seq_len": 32, "n_eval": 3}
 
 
 @pytest.fixture
-def protocol(checkpoint, corpus, tokenizer, tmp_path, monkeypatch) -> dict:
+def protocol(protocol, checkpoint, tokenizer, tmp_path, monkeypatch) -> dict:
     """An experiment on a model that goes by the name of one of the hub."""
     (tmp_path / "hub/some").mkdir(parents=True)
     (tmp_path / "hub/some/model").symlink_to(checkpoint)
     monkeypatch.setattr("symprune.models.load_tokenizer", lambda _: tokenizer)  # read once for all tests
     monkeypatch.setenv("SYMPRUNE_DATA", str(tmp_path / "hub"))
-    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path / "output"))
-    texts = {"calibration_corpus": str(corpus), "evaluation_corpus": str(corpus)}
-    return {"profile": "test", "models": ["some/model"], **texts, "n_calib": 2, "n_eval": 3, "seq_len": 32, "seeds": [0]}
+    return {**protocol, "models": ["some/model"], "seeds": [0]}
 
 
 @pytest.fixture

@@ -233,11 +233,9 @@ def test_all_seven_tasks_run_on_a_local_folder(model, tokenizer, monkeypatch):
 
 
 @pytest.fixture
-def protocol(checkpoint, corpus, tokenizer, tmp_path, monkeypatch) -> dict:
+def protocol(protocol, tokenizer, monkeypatch) -> dict:
     monkeypatch.setattr("symprune.models.load_tokenizer", lambda _: tokenizer)  # read once for all tests
-    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path / "output"))
-    texts = {"calibration_corpus": str(corpus), "evaluation_corpus": str(corpus)}
-    return {"profile": "test", "models": [str(checkpoint)], **texts, "n_calib": 2, "n_eval": 3, "seq_len": 32, "seeds": [0, 1]}
+    return protocol
 
 
 WANDA = Recipe(Wanda(), Unstructured(0.8))
