@@ -45,13 +45,13 @@ from symprune.figures import perplexity_curves, save_figure, sweep_curves
 from symprune.models import decoder_layers, load_model, prunable_linears, weight_view
 from symprune.norms import SAMPLERS
 from symprune.recipe import pattern_label
-from symprune.tables import judge, named, paired, paired_logs, paired_unevenness, perplexity_table, save_table, save_verdicts
+from symprune.tables import judge, paired, paired_logs, paired_unevenness, perplexity_table, save_table, save_verdicts, spread_table
 from symprune.theory import sampling_reads
 
 # %% [markdown]
 # ## Protocol
 #
-# The highest sparsity of this profile, statistics of the dense model from one draw of calibration windows. What varies from one
+# The highest sparsity of this profile, statistics of the dense model from each draw of calibration windows. What else varies from one
 # measurement to the next is which entries are sampled. `independent` sampling, the paper's, unless said otherwise.
 
 # %%
@@ -59,7 +59,7 @@ protocol = dict(
     profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
     seq_len=seq_len, evaluation_corpus=evaluation_corpus, n_eval=n_eval, batch_size=batch_size,
 )  # fmt: skip
-experiment = Experiment(**protocol, seeds=seeds[:1], propagate="dense")
+experiment = Experiment(**protocol, seeds=seeds, propagate="dense")
 by_row, by_layer = (Unstructured(max(sparsities), group) for group in ("output", "layer"))
 partial = sorted(beta for beta in betas if beta < 1)
 nearest = min(partial, key=lambda beta: abs(beta - 0.1))  # to the paper's
@@ -68,7 +68,7 @@ sampled = [StochRIA(beta=beta, seed=seed) for beta in partial for seed in sampli
 # %% [markdown]
 # ## Perplexity
 #
-# Mean and standard deviation over sampling seeds. With beta = 1 nothing is sampled and nothing varies.
+# Mean and standard deviation over calibration and sampling seeds together. With beta = 1 nothing is sampled.
 
 # %%
 rows = experiment.run([None, Recipe(RIA(), by_row), *(Recipe(score, by_row) for score in sampled)])
@@ -84,7 +84,7 @@ save_figure(curves, profile, "04_sampling_ratio")
 # %% [markdown]
 # ## Which weights are kept
 #
-# Jaccard overlap of stochRIA's masks with RIA's, mean over linears; two random masks would share
+# Jaccard overlap of stochRIA's masks with RIA's, mean over linears, then over calibration and sampling seeds; two random masks would share
 # (1 - sparsity) / (1 + sparsity) of their kept weights. *Unevenness* is 1 minus the normalised entropy of the kept weights over rows or
 # columns: 0 where every row (column) keeps as many. Within an output row all rows keep as many, by construction.
 
@@ -102,12 +102,13 @@ with_first_seed = [
 ]
 compared = experiment.compare_masks([*with_ria, *with_first_seed])
 masks, between = compared[compared["reference"].str.startswith("ria")], compared[compared["reference"].str.startswith("stochria")]
-masks = masks.assign(uneven_rows=1 - masks["entropy_rows"], uneven_columns=1 - masks["entropy_columns"])
+masks = masks.assign(**{f"uneven_{lines}": (1 - masks[f"entropy_{lines}"]).round(9) for lines in ("rows", "columns")})
 measures = {"jaccard": "overlap with RIA", "uneven_rows": "unevenness over rows", "uneven_columns": "unevenness over columns"}
 keys = ["model", "pattern", "score.sampling", "score.beta"]
 beta_shown = masks["score.beta"].map("{:g}".format, na_action="ignore").astype(object).fillna("")
-overlap = named(masks.assign(**{"score.beta": beta_shown}), keys).groupby(keys, sort=False)[[*measures]].mean()
-save_table(overlap.round(4).rename(columns=measures).rename_axis(["model", "pattern", "sampling", "beta"]), profile, "04_masks", data=masks)
+each = masks.assign(**{"score.beta": beta_shown}).rename(columns=measures).melt([*keys, "method"], [*measures.values()], "measure")
+overlap = spread_table(each, "value", 3, keys, "measure").rename_axis(["model", "pattern", "sampling", "beta"])
+save_table(overlap, profile, "04_masks", data=masks)
 
 # %%
 independent = masks[masks["method"].isin(["ria"]) | (masks["score.sampling"] == "independent")]
@@ -118,8 +119,8 @@ save_figure(sweep_curves(independent, "score.beta", beta_axis, measures, hue="pa
 # Two sampling seeds against each other: how much of a mask is the luck of the draw.
 
 # %%
-luck = between.pivot_table(index=["model", "score.beta"], columns="pattern", values="jaccard", sort=False).rename_axis(["model", "beta"])
-save_table(luck.round(3), profile, "04_between_seeds", data=between)
+luck = spread_table(between, "jaccard", 3, ["model", "score.beta"], "pattern").rename_axis(["model", "beta"])
+save_table(luck, profile, "04_between_seeds", data=between)
 
 # %% [markdown]
 # ## What is read
@@ -161,9 +162,7 @@ save_figure(sweep_curves(times, "score.beta", beta_axis, axes, hue="score.sampli
 # %%
 exact = masks[masks["score.beta"] == 1]
 assert (exact["jaccard"] == 1).all(), "beta = 1 is RIA"
-for model in models:
-    of = rows[rows["model"] == model]
-    assert of[of["score.beta"] == 1]["perplexity"].item() == of[of["method"] == "ria"]["perplexity"].item(), "beta = 1 is RIA"
+assert [*rows[rows["score.beta"] == 1]["perplexity"]] == [*rows[rows["method"] == "ria"]["perplexity"]], "beta = 1 is RIA"
 assert (masks.loc[masks["pattern"] == pattern_label(by_row), "uneven_rows"].abs() < 1e-9).all(), "per output every row keeps as many"
 by_beta = independent.groupby(["model", "pattern", "score.beta"])["jaccard"].mean()
 assert by_beta.groupby(["model", "pattern"]).is_monotonic_increasing.all(), "more samples, closer to RIA"

@@ -54,13 +54,13 @@ from symprune.tables import judge, judge_close, paired, perplexity_table, save_t
 # ## One part at a time
 #
 # `neutral` is R2-DSnoT with every part off, which is DSnoT. Parts are switched on alone, then on top of `keep_sign`.
-# 60 %, statistics of the dense model, the first calibration seed.
+# 60 %, statistics of the dense model.
 
 # %%
 experiment = Experiment(
     profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
     seq_len=seq_len, evaluation_corpus=evaluation_corpus, evaluation_split="validation", n_eval=n_eval, batch_size=batch_size,
-    propagate="dense", seeds=seeds[:1],
+    propagate="dense", seeds=seeds,
 )  # fmt: skip
 neutral = R2DSnoT(relative="none", alpha=1.0, gamma_grow=0.0, gamma_prune=0.0, keep_sign=False)
 signed = replace(neutral, keep_sign=True)

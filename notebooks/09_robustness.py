@@ -48,7 +48,7 @@ from symprune.experiment import Experiment
 from symprune.figures import perplexity_curves, perplexity_dots, save_figure
 from symprune.models import load_model, load_tokenizer
 from symprune.stats import finish, merged
-from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts
+from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts, spread_table
 
 # %%
 protocol = dict(
@@ -82,20 +82,15 @@ save_figure(perplexity_dots(rows, columns="corpus"), profile, "09_corpus")
 # %% [markdown]
 # ## Overlap of masks
 #
-# Jaccard overlap of the weights kept, mean over linears. Two random masks at 60 % overlap by 0.25. First between two draws from the same
-# corpus, then between corpora.
+# Jaccard overlap of the weights kept, mean over linears; mean ± standard deviation over draws of the windows. Two random masks at 60 %
+# overlap by 0.25. First between two draws from the same corpus, then between corpora.
 
 # %%
-drawn_anew = Experiment(**protocol, n_calib=n_calib, calibration_corpus=home, seeds=[seeds[0] + 1000], propagate="dense")
-first = {
-    corpus: Experiment(**protocol, n_calib=n_calib, calibration_corpus=corpus, seeds=seeds[:1], propagate="dense")
-    for corpus in calibration_corpora
-}
+drawn_anew = Experiment(**protocol, n_calib=n_calib, calibration_corpus=home, seeds=[seed + 1000 for seed in seeds], propagate="dense")
 pairs = [(recipe, recipe) for recipe in recipes]
-others = {f"{home}, drawn anew": drawn_anew, **{corpus: first[corpus] for corpus in calibration_corpora[1:]}}
-overlap = pd.concat([first[home].compare_masks(pairs, other).assign(against=name) for name, other in others.items()])
-overlap_table = overlap.pivot(index=["model", "method"], columns="against", values="jaccard")[list(others)]
-save_table(overlap_table.round(digits), profile, "09_overlap", data=overlap)
+others = {f"{home}, drawn anew": drawn_anew, **{corpus: on[corpus] for corpus in calibration_corpora[1:]}}
+overlap = pd.concat([on[home].compare_masks(pairs, other).assign(against=name) for name, other in others.items()])
+save_table(spread_table(overlap, "jaccard", digits, ["model", "method"], "against"), profile, "09_overlap", data=overlap)
 
 # %% [markdown]
 # ## Number of windows

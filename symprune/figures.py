@@ -96,7 +96,7 @@ def sweep_curves(
     """Values against a swept quantity: a panel per model and value, a curve per `hue`, bars of one standard deviation over repetitions.
 
     values: column -> label of the axis. Rows without the quantity (x missing) are level lines. categorical: equally spaced, in order,
-    so that infinity has a place.
+    so that infinity has a place. Ticks along x stand where something was measured.
     """
     models = list(frame["model"].unique()) if "model" in frame else [None]
     with plt.rc_context(STYLE):
@@ -105,11 +105,9 @@ def sweep_curves(
         for model, row in zip(models, axes, strict=True):
             rows = frame if model is None else frame[frame["model"] == model]
             for (value, name), ax in zip(values.items(), row, strict=True):
-                _sweep(ax, rows, x, value, hue, categorical)
                 ax.set(xlabel=label, ylabel=name, title=model if len(models) > 1 else "")
-                if log_x and not categorical:
-                    ax.set_xscale("log")
-                    _plain_log_ticks(ax, "x")
+                ax.set_xscale("log" if log_x and not categorical else "linear")
+                _sweep(ax, rows, x, value, hue, categorical)
                 if log_y:
                     ax.set_yscale("log")
                     _plain_log_ticks(ax, "y")
@@ -131,8 +129,9 @@ def _sweep(ax: Axes, frame: pd.DataFrame, x: str, value: str, hue: str, categori
         colour = styles[name]["color"] if of_a_curve else "black" if method == "dense" else method_style(method)["color"]
         label = f"{method}, {_hue_label(hue, name)}" if of_a_curve and len(styles) > 1 else method
         ax.axhline(rows[value].mean(), color=colour, linewidth=1, linestyle=":" if method == "dense" else "--", label=label)
-    if categorical:
-        ax.set_xticks(range(len(positions)), ["∞" if p == math.inf else f"{p:g}" if isinstance(p, float) else str(p) for p in positions])
+    labels = ["∞" if p == math.inf else f"{p:g}" if isinstance(p, float) else str(p) for p in positions]
+    ax.set_xticks(range(len(positions)) if categorical else positions, labels)  # where something was measured
+    ax.set_xticks([], minor=True)
 
 
 def _hue_styles(hue: str, names: list, methods: list[str]) -> dict:

@@ -29,14 +29,20 @@ def perplexity_table(frame: pd.DataFrame, digits: int = 4, index: Sequence[str] 
     Without a deviation where there was one measurement: the dense model, and methods that use no calibration data. In a sweep
     (an index such as "score.p") a row without the swept hyperparameter goes by its method's name.
     """
-    frame = named(frame, index)
+    frame = frame.reset_index(drop=True)
     names = [name for name in frame[columns].unique() if name != "dense" and pd.notna(name)]
-    dense = frame[frame["method"] == "dense"]
-    rows = pd.concat([frame[frame["method"] != "dense"], *(dense.assign(**{columns: name}) for name in names)]) if names else dense
-    summary = summarise(rows, by=[*dict.fromkeys([*index, columns])])
+    dense = frame["method"] == "dense"
+    rows = pd.concat([frame[~dense], *(frame[dense].assign(**{columns: name}) for name in names)]).sort_index(kind="stable")
+    return spread_table(rows if names else frame[dense], "perplexity", digits, index, columns)
+
+
+def spread_table(frame: pd.DataFrame, value: str, digits: int, index: Sequence[str], columns: str) -> pd.DataFrame:
+    """A value as `mean ± standard deviation` over repetitions, rows and columns in the order of the frame."""
+    frame, names = named(frame, index), [name for name in frame[columns].unique() if pd.notna(name)]
+    summary = summarise(frame, value, by=[*dict.fromkeys([*index, columns])])
     summary["cell"] = [mean_and_std(mean, std, digits) for mean, std in zip(summary["mean"], summary["std"], strict=True)]
     order = list(dict.fromkeys(map(tuple, frame[list(index)].itertuples(index=False))))
-    table = summary.pivot(index=list(index), columns=columns, values="cell").reindex(columns=names or None).fillna("")
+    table = summary.pivot(index=list(index), columns=columns, values="cell").reindex(columns=names).fillna("")
     table = table.loc[[key if len(index) > 1 else key[0] for key in order]]
     table.columns.name = None
     return table

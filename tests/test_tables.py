@@ -178,6 +178,23 @@ def test_a_saved_table_is_shown_in_markdown_and_kept_unrounded_in_csv(folder, fr
     assert (folder / "table_shown.csv").read_text().splitlines()[0] == "method,50%,2:4"
 
 
+def test_any_value_is_spread_over_its_repetitions_in_the_order_of_the_frame():
+    rows = pd.DataFrame({"method": ["wanda", "wanda", "ria", "ria"], "against": ["z", "z", "z", "a"], "overlap": [0.5, 0.7, 0.25, 0.125]})
+    table = tables.spread_table(rows, "overlap", 3, ["method"], "against")
+    assert table.index.tolist() == ["wanda", "ria"]
+    assert table.columns.tolist() == ["z", "a"]
+    assert table.to_numpy().tolist() == [["0.600 ± 0.141", ""], ["0.250", "0.125"]]
+
+
+@pytest.mark.parametrize("log_x", [False, True])
+def test_ticks_stand_where_something_was_measured(log_x):
+    rows = pd.DataFrame({"method": "wanda", "windows": [1, 2, 32], "perplexity": [30.0, 20.0, 15.0]})
+    ax = figures.perplexity_curves(rows, "windows", "calibration windows", log_x=log_x).axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "32"]
+    assert ax.get_xticks().tolist() == [1, 2, 32]
+    assert len(ax.get_xticks(minor=True)) == 0
+
+
 @pytest.mark.parametrize("draw", ["dots", "curves"])
 def test_a_figure_is_the_same_bytes_each_time_and_not_blank(folder, frame, draw):
     files = []
