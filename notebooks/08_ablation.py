@@ -67,6 +67,9 @@ signed = replace(neutral, keep_sign=True)
 every_part = {
     "relative grow": replace(neutral, relative="grow"),
     "relative prune": replace(neutral, relative="prune"),
+    "relative both": replace(neutral, relative="both"),
+    "relative prune, p 0.5": replace(neutral, relative="prune", p=0.5),
+    "relative prune, p 2": replace(neutral, relative="prune", p=2.0),
     "alpha 0.5": replace(neutral, alpha=0.5),
     "as published": AS_PUBLISHED,
     "keep_sign": signed,
@@ -135,6 +138,11 @@ assert (same.groupby("method")["perplexity"].nunique() == 1).all(), "with neutra
 claims = [
     ("relative importance in growing alone loses less than none", "relative grow", "neutral"),
     ("relative importance in pruning alone loses less than none", "relative prune", "neutral"),
+    ("relative importance in growing alone loses less than in both", "relative grow", "relative both"),
+    ("relative importance in pruning alone loses less than in both", "relative prune", "relative both"),
+    ("relative importance in both loses less than none", "relative both", "neutral"),
+    ("with relative importance in pruning, p = 0.5 loses less than p = 1", "relative prune, p 0.5", "relative prune"),
+    ("with relative importance in pruning, p = 2 loses less than p = 1", "relative prune, p 2", "relative prune"),
     ("alpha = 0.5 loses less than alpha = 1", "alpha 0.5", "neutral"),
     ("stopping before the error changes sign loses less", "keep_sign", "neutral"),
     ("with keep_sign, relative importance in growing loses less than none", "keep_sign, relative grow", "keep_sign"),
