@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -43,7 +45,7 @@ from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.accuracy import accuracy_table, judge_accuracy, paired_accuracy
 from symprune.experiment import Experiment
 from symprune.figures import accuracy_bars, save_figure
-from symprune.tables import save_table, save_verdicts
+from symprune.tables import save_table, save_verdicts, spread_table
 
 # %% [markdown]
 # ## Protocol
@@ -77,6 +79,13 @@ rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(
 
 # %%
 save_table(accuracy_table(rows), profile, "07_zero_shot", data=rows)
+
+# %% [markdown]
+# The same means ± standard deviation over calibration seeds: how much of a difference is the draw of the calibration text.
+
+# %%
+percent = rows.assign(percent=100 * rows["acc"])
+save_table(spread_table(percent, "percent", 3, ["model", "method", "refine"], "task"), profile, "07_draws", data=rows)
 
 # %% [markdown]
 # ## Figure

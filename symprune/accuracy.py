@@ -67,7 +67,7 @@ class PairedAccuracy:
     def __str__(self) -> str:
         over = f"{self.n} examples" + (f" of {self.n_tasks} tasks" if self.n_tasks > 1 else "")
         interval = f"95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}"
-        return f"{100 * self.difference:+.1f} points ({interval}, paired over {over}: {self.gained:g} gained, {self.lost:g} lost)"
+        return f"{100 * self.difference:+.1f} points ({interval}, paired over {over}: {self.gained:.3g} gained, {self.lost:.3g} lost)"
 
 
 def paired_accuracy(a: pd.DataFrame, b: pd.DataFrame) -> PairedAccuracy:

@@ -227,6 +227,8 @@ def protocol(rows: pd.DataFrame) -> str:
     if "evaluated_on" in rows:
         corpus, n_windows, seq_len = (listed(rows, name) for name in ("evaluated_on", "n_windows", "eval_seq_len"))
         parts.append(f"Evaluated on {corpus}: {n_windows} windows of {seq_len} tokens.")
+    if "task" in rows:
+        parts.append(f"Evaluated on {listed(rows, 'task')}: {listed(rows, 'n')} examples.")
     if "propagate" in rows and len(calibrated := rows[rows["propagate"].notna()]):
         corpus, n_windows, seq_len, *how = (listed(calibrated, name) for name in ("corpus", "n_calib", "seq_len", "seed", "propagate"))
         parts.append(f"Calibrated on {corpus}: {n_windows} windows of {seq_len} tokens, seed {how[0]}, {how[1]} propagation.")

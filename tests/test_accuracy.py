@@ -60,6 +60,13 @@ def test_the_interval_is_that_of_examples_drawn_anew():
     assert paired_accuracy(pd.DataFrame([row("a", "t", a)]), pd.DataFrame([row("b", "t", b)])) == found
 
 
+def test_gains_over_three_draws_are_fractions_shown_to_three_digits():
+    a = pd.DataFrame([row("a", "t", correct) for correct in ("1100", "1000", "1000")])
+    found = paired_accuracy(a, pd.DataFrame([row("b", "t", "0010")]))
+    assert (found.gained, found.lost) == (pytest.approx(4 / 3), 1)
+    assert str(found).endswith("paired over 4 examples: 1.33 gained, 1 lost)")
+
+
 def test_tasks_count_alike_whatever_their_size():
     a = pd.DataFrame([row("a", "small", "11"), row("a", "large", "0" * 50)])
     b = pd.DataFrame([row("b", "small", "00"), row("b", "large", "0" * 50)])

@@ -302,3 +302,5 @@ def test_the_protocol_lists_what_differs_and_leaves_out_rows_that_were_not_calib
     )
     assert tables.protocol(pd.DataFrame(rows[:1])) == f"{expected} Float32."
     assert tables.protocol(pd.DataFrame([{"accuracy": 0.5}])) == ""
+    answered = [{"task": "rte", "n": 277}, {"task": "boolq", "n": 400}, {"task": "rte", "n": 277}]
+    assert tables.protocol(pd.DataFrame(answered)) == "Evaluated on rte, boolq: 277, 400 examples."
