@@ -16,7 +16,7 @@ def perplexity_row(record: Record) -> dict:
     return {
         **_names(record, recipe),
         "sparsity": record.metrics.get("sparsity", 0.0),
-        **_calibration(record),
+        **_calibration(record.run["calibration"]),
         **_evaluation(record),
         "dtype": record.run["model"]["dtype"],
         **{name: record.metrics[name] for name in ("perplexity", "perplexity_stderr", "window_losses")},
@@ -34,7 +34,7 @@ def zero_shot_row(record: Record) -> dict:
     return {
         **_names(record, recipe),
         "sparsity": record.metrics.get("sparsity", 0.0),
-        **_calibration(record),
+        **_calibration(record.run["calibration"]),
         "task": record.run["zero_shot"]["task"],
         "dtype": record.run["model"]["dtype"],
         **{name: record.metrics[name] for name in ("acc", "stderr", "n", "acc_norm", "correct")},
@@ -50,7 +50,8 @@ def mask_row(record: Record) -> dict:
     return {
         **_names(record, recipe),
         "reference": reference.label,
-        "seed": (record.run["calibration"] or record.run["reference"]["calibration"] or {}).get("seed"),
+        **_calibration(record.run["calibration"] or record.run["reference"]["calibration"]),
+        "dtype": record.run["model"]["dtype"],
         **{name: statistics.fmean(of) for name, of in values.items()},
         **{f"linear_{name}": of for name, of in values.items()},
         **_hyperparameters("score", recipe.score),
@@ -97,10 +98,9 @@ def _names(record: Record, recipe: Recipe | None) -> dict:
     }
 
 
-def _calibration(record: Record) -> dict:
+def _calibration(asked: dict | None) -> dict:
     """What the calibration text was; None throughout for the dense model and for methods that read none."""
-    calibration = record.run["calibration"] or {}
-    return {name: calibration.get(name) for name in ("corpus", "n_calib", "seq_len", "propagate", "seed")}
+    return {name: (asked or {}).get(name) for name in ("corpus", "n_calib", "seq_len", "propagate", "seed")}
 
 
 def _evaluation(record: Record) -> dict:
