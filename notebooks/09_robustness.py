@@ -108,7 +108,7 @@ sizes = pd.concat(
 save_table(perplexity_table(sizes, digits, index=["model", "n_calib"], columns="method"), profile, "09_samples", data=sizes)
 
 # %%
-save_figure(perplexity_curves(sizes, x="n_calib", label="calibration windows", log_x=len(calibration_sizes) > 1), profile, "09_samples")
+save_figure(perplexity_curves(sizes, x="n_calib", label="calibration windows", log_x=True), profile, "09_samples")
 
 # %% [markdown]
 # ## Length of the windows

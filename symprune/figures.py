@@ -104,9 +104,10 @@ def sweep_curves(
         fig, axes = plt.subplots(len(models), len(values), figsize=(size[0], size[1] * len(models)), squeeze=False, layout="constrained")
         for model, row in zip(models, axes, strict=True):
             rows = frame if model is None else frame[frame["model"] == model]
+            decades = log_x and not categorical and rows[x].nunique() > 1  # a single point spans no decade
             for (value, name), ax in zip(values.items(), row, strict=True):
                 ax.set(xlabel=label, ylabel=name, title=model if len(models) > 1 else "")
-                ax.set_xscale("log" if log_x and not categorical else "linear")
+                ax.set_xscale("log" if decades else "linear")
                 _sweep(ax, rows, x, value, hue, categorical)
                 if log_y:
                     ax.set_yscale("log")

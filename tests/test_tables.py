@@ -195,6 +195,16 @@ def test_ticks_stand_where_something_was_measured(log_x):
     assert len(ax.get_xticks(minor=True)) == 0
 
 
+@pytest.mark.parametrize("log_x", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_a_single_point_beside_a_level_line_is_drawn_without_a_warning(log_x):
+    rows = pd.DataFrame({"method": ["stochria", "ria"], "beta": [0.1, None], "perplexity": [20.0, 15.0]})
+    ax = figures.perplexity_curves(rows, "beta", "fraction sampled", log_x=log_x).axes[0]
+    assert ax.get_xticks().tolist() == [0.1]
+    left, right = ax.get_xlim()
+    assert left < 0.1 < right
+
+
 @pytest.mark.parametrize("draw", ["dots", "curves"])
 def test_a_figure_is_the_same_bytes_each_time_and_not_blank(folder, frame, draw):
     files = []
