@@ -82,7 +82,8 @@ class R2DSnoT:
 
     relative: where D replaces |W| (G = sign(W) * D, P = D): "none", "grow", "prune" or "both". R[i, j]: the norm `p` of the
     kept weights of row i with j grown, or with j pruned; our reading, so that the term acts, and always of the mask at the start,
-    so that no cycle changes a criterion; without gammas p is idle. The other fields are DSnoT's, which relative="none", alpha=1 and no gammas reproduce.
+    so that no cycle changes a criterion; without gammas p is idle. The other fields are DSnoT's, which relative="none", alpha=1
+    and no gammas reproduce.
 
     What the paper varies has our defaults, the best on validation text from three initial masks (notebook 08_ablation); `AS_PUBLISHED`
     has the paper's. keep_sign=True is better from Wanda and RIA, worse from magnitude.
