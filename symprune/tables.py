@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +90,7 @@ class Paired:
     """A paired comparison over evaluation windows: perplexity of a over perplexity of b, with a 95 % interval.
 
     comparisons: how many are made of which any may decide; the interval is widened so that all hold together with 95 %
-    (Bonferroni). what, over: what else is compared, over what else.
+    (Bonferroni). what, over: what else is compared, over what else. draws: the ratio with each draw of calibration text, if several.
     """
 
     ratio: float
@@ -100,6 +100,7 @@ class Paired:
     comparisons: int = 1
     what: str = "perplexity"
     over: str = "windows"
+    draws: tuple[float, ...] = ()
 
     @property
     def decided(self) -> bool:
@@ -109,19 +110,31 @@ class Paired:
     def __str__(self) -> str:
         interval = f"{self.low - 1:+.1%} to {self.high - 1:+.1%}"
         jointly = f" for {self.comparisons} comparisons together" if self.comparisons > 1 else ""
-        return f"{self.ratio - 1:+.1%} {self.what} (95 % interval {interval}{jointly}, paired over {self.n_windows} {self.over})"
+        paired_over = f"paired over {self.n_windows} {self.over}"
+        lower = f"; lower in {sum(ratio < 1 for ratio in self.draws)} of {len(self.draws)} draws" if self.draws else ""
+        return f"{self.ratio - 1:+.1%} {self.what} (95 % interval {interval}{jointly}, {paired_over}{lower})"
 
 
 def paired(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:
-    """Compare two sets of rows on the same windows: losses averaged over seeds, differences per window, Student's t over windows.
+    """Compare two sets of rows of `Experiment.run`, losses averaged over seeds, by Student's t of their differences per window.
 
-    The interval covers the choice of evaluation text; the calibration seeds' spread is shown in the tables.
+    The interval covers the choice of evaluation text. What the draw of calibration text does is told beside it, as the ratio of each seed
+    (a side that reads none is the same in all), and as the spread in the tables.
     Raises ValueError if a side has no rows, or the rows were not measured on as many windows.
     """
     if len({len(losses) for rows in (a, b) for losses in rows["window_losses"]}) != 1 or a.empty or b.empty:
         raise ValueError(f"cannot pair {len(a)} rows with {len(b)}: both sides need rows, all on the same evaluation windows")
     losses = [np.mean(np.array(rows["window_losses"].tolist()), axis=0) for rows in (a, b)]
-    return paired_logs(losses[0] - losses[1], comparisons)
+    return replace(paired_logs(losses[0] - losses[1], comparisons), draws=_ratio_of_each_draw(a, b))
+
+
+def _ratio_of_each_draw(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, ...]:
+    def loss(rows: pd.DataFrame, seed: float) -> float:
+        return rows.loc[rows["seed"].isna() | (rows["seed"] == seed), "window_losses"].map(np.mean).mean()
+
+    seeds = sorted({*a["seed"].dropna(), *b["seed"].dropna()})
+    logs = [loss(a, seed) - loss(b, seed) for seed in seeds]
+    return tuple(np.exp(logs).tolist()) if len(seeds) > 1 and not np.isnan(logs).any() else ()
 
 
 def paired_logs(difference: Sequence[float] | np.ndarray, comparisons: int = 1, what: str = "perplexity", over: str = "windows") -> Paired:

@@ -79,7 +79,7 @@ def test_a_table_of_the_dense_model_alone_is_one_cell(frame):
 
 
 def rows_of(*losses: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"window_losses": losses})
+    return pd.DataFrame({"window_losses": losses, "seed": range(len(losses))})
 
 
 def test_curves_cross_where_straight_lines_between_log_perplexities_meet():
@@ -111,6 +111,27 @@ def test_a_paired_comparison_is_students_t_over_windows():
     assert [found.ratio, found.low, found.high] == pytest.approx(expected, rel=1e-12)
     assert found.n_windows == 4
     assert found.decided == (not expected[1] <= 1 <= expected[2])
+
+
+def test_each_draw_of_calibration_text_is_compared_by_itself():
+    a, b = rows_of([1.0, 1.2], [2.0, 2.4], [3.0, 3.2]), rows_of([2.0, 2.0], [1.0, 1.0], [4.0, 4.0])
+    a["seed"], b["seed"] = [0, 1, 2], [1, 0, 2]  # not in the same order
+    found = tables.paired(a, b)
+    assert found.draws == pytest.approx([math.exp(1.1 - 1.0), math.exp(2.2 - 2.0), math.exp(3.1 - 4.0)], rel=1e-12)
+    assert str(found).endswith("paired over 2 windows; lower in 1 of 3 draws)")
+
+
+def test_what_reads_no_calibration_text_is_the_same_in_every_draw():
+    a, b = rows_of([1.0, 1.2], [2.0, 2.4], [2.0, 2.0]), rows_of([1.5, 1.5])
+    a["seed"], b["seed"] = [0, 1, 1], [None]  # two sampling seeds in the second draw
+    assert tables.paired(a, b).draws == pytest.approx([math.exp(1.1 - 1.5), math.exp(2.1 - 1.5)], rel=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b"), [([0, 0], [0, 0]), ([0, 1], [0, 0]), ([None, None], [None, None])])
+def test_draws_are_told_only_if_both_sides_have_them(a, b):
+    left, right = rows_of([1.0, 1.2], [1.0, 1.2]).assign(seed=a), rows_of([1.5, 1.5], [1.5, 1.5]).assign(seed=b)
+    assert tables.paired(left, right).draws == ()
+    assert "draws" not in str(tables.paired(left, right))
 
 
 def test_a_comparison_with_itself_or_on_one_window_decides_nothing():
