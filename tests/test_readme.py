@@ -1,5 +1,6 @@
 """What the README says is what the last run made, and what it names exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,19 @@ def test_tables_are_those_of_the_last_run():
     assert blocks
     for name, shown in blocks:
         assert shown.strip() == (ROOT / "figures" / "cpu_full" / f"{name}.md").read_text().strip(), name
+
+
+def test_draws_agree_where_a_published_comparison_is_decided():
+    drawn = [
+        (verdict["verdict"], int(lower), int(of))
+        for file in (ROOT / "results" / "cpu_full" / "verdicts").glob("*.json")
+        for verdict in json.loads(file.read_text())
+        for lower, of in re.findall(r"lower in (\d+) of (\d+) draws", verdict["evidence"])
+        if "loses less" in verdict["claim"]
+    ]
+    decided = [found for found in drawn if found[0] != "undecided"]
+    assert decided
+    assert all(lower == (of if verdict == "reproduced" else 0) for verdict, lower, of in decided)
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
