@@ -234,7 +234,8 @@ def accuracy_bars(frame: pd.DataFrame) -> Figure:
                 ax.bar(at, values["acc"], width, yerr=errors, capsize=2, color=method_style(refine)["color"], alpha=0.75, label=refine)
             if ("dense", "dense") in of.index:
                 ax.axhline(of.loc[("dense", "dense"), "acc"], color="black", linewidth=0.9, linestyle=":", label="dense")
-            ax.set(xticks=range(len(methods)), xticklabels=methods, title=task if len(models) == 1 else f"{model}\n{task}", ylim=(0, None))
+            ax.set(xticks=range(len(methods)), xticklabels=methods, title=task if len(models) == 1 else f"{model}\n{task}")
+        axes[0][0].set_ylim(bottom=0)  # once all bars are drawn: it ends the scaling of every panel
         axes[0][0].set_ylabel("accuracy (higher is better)")
         fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(refinements) + 1, fontsize=8)
     return fig

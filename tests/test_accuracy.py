@@ -103,3 +103,9 @@ def test_bars_are_as_high_as_the_accuracies_and_begin_at_zero():
     assert [[bar.get_height() for bar in ax.patches] for ax in panels] == [[0.5, 1], [0.25, 1]]
     assert all(ax.get_ylim()[0] == 0 for ax in panels)
     assert [line.get_ydata()[0] for ax in panels for line in ax.lines if line.get_label() == "dense"] == [0.75, 1]
+
+
+def test_no_panel_cuts_a_bar_that_is_taller_than_those_before_it():
+    rows = pd.DataFrame([row("ria", "one", "1000"), row("ria", "two", "1110"), row("dense", "two", "1111", "dense")])
+    panels = [ax for ax in accuracy_bars(rows).axes if ax.get_visible()]
+    assert all(ax.get_ylim()[1] > 1 for ax in panels)  # the dense line of the second task, in both
