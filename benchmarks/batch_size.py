@@ -10,11 +10,11 @@ import statistics
 import time
 
 from symprune import perplexity
-from symprune.calibrate import gather
-from symprune.cost import batch_size_of
-from symprune.data import calibration_windows
-from symprune.models import load_model, load_tokenizer
-from symprune.results import provenance
+from symprune.base.records import provenance
+from symprune.models.load import load_model, load_tokenizer
+from symprune.pruning.calibrate import gather
+from symprune.pruning.cost import batch_size_of
+from symprune.text.corpora import calibration_windows
 
 
 def main() -> None:

@@ -11,11 +11,12 @@ import statistics
 import time
 
 from symprune import NM, RIA, Recipe, Unstructured, Wanda
-from symprune.calibrate import LayerRunner, gather
-from symprune.data import calibration_windows
-from symprune.models import copy_weights, load_model, load_tokenizer, named_linears, restore_weights, weight_view
-from symprune.prune import prune
-from symprune.results import provenance
+from symprune.base.records import provenance
+from symprune.models.layers import copy_weights, named_linears, restore_weights, weight_view
+from symprune.models.load import load_model, load_tokenizer
+from symprune.pruning.calibrate import LayerRunner, gather
+from symprune.pruning.prune import prune
+from symprune.text.corpora import calibration_windows
 
 
 def timed(work) -> float:

@@ -9,10 +9,10 @@ import argparse
 import statistics
 import time
 
-from symprune.calibrate import LayerRunner
-from symprune.data import calibration_windows
-from symprune.models import load_model, load_tokenizer
-from symprune.results import provenance
+from symprune.base.records import provenance
+from symprune.models.load import load_model, load_tokenizer
+from symprune.pruning.calibrate import LayerRunner
+from symprune.text.corpora import calibration_windows
 
 FIELDS = {
     "plain": None,

@@ -12,9 +12,9 @@ import time
 
 import torch
 
-from symprune.masks import Unstructured
-from symprune.refine import DSnoT, R2DSnoT
-from symprune.stats import LayerStats
+from symprune.methods.masks import Unstructured
+from symprune.methods.refine.dsnot import DSnoT, R2DSnoT
+from symprune.methods.stats import LayerStats
 
 SHAPES = {"q": (576, 576), "k": (192, 576), "v": (192, 576), "o": (576, 576), "gate": (1536, 576), "up": (1536, 576), "down": (576, 1536)}
 N_SAMPLES, SEQ_LEN = 128, 2048

@@ -5,7 +5,7 @@ python benchmarks/scaling.py
 
 import torch
 
-from symprune.cost import GIB, Cost, Shape
+from symprune.pruning.cost import GIB, Cost, Shape
 
 MODELS = {  # hidden size, width of the MLP, decoder layers, heads, key and value heads, vocabulary
     "7B": (4096, 11008, 32, 32, 32, 32000),

@@ -18,9 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from symprune.masks import NM, Unstructured
-from symprune.scores import RIA, SCORES, GeneralDiagonal, LpNorm, StochRIA, Symmetric, SymWanda
-from symprune.stats import LayerStats
+from symprune.methods.masks import NM, Unstructured
+from symprune.methods.scores import RIA, SCORES, GeneralDiagonal, LpNorm, StochRIA, Symmetric, SymWanda
+from symprune.methods.stats import LayerStats
 
 LINEARS = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
 BAR = 2.0
@@ -32,7 +32,8 @@ def random_weights(layers: int = 30) -> list[Tensor]:
 
 
 def model_weights(name: str) -> list[Tensor]:
-    from symprune.models import load_model, named_linears, weight_view
+    from symprune.models.layers import named_linears, weight_view
+    from symprune.models.load import load_model
 
     return [weight_view(linear).detach().float().contiguous() for linear in named_linears(load_model(name)).values()]
 

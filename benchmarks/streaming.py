@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from symprune.cost import GIB
-from symprune.results import provenance
+from symprune.base.records import provenance
+from symprune.pruning.cost import GIB
 
 SMALL = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 16, "num_hidden_layers": 6}
 LARGE = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 16}
@@ -54,8 +54,8 @@ def work(job: dict) -> dict:
     import transformers.models.llama.modeling_llama  # noqa: F401 (its seconds are nobody's)
 
     from symprune import Recipe, Unstructured, Wanda, prune
-    from symprune.models import load_model
-    from symprune.stream import prune_checkpoint
+    from symprune.models.load import load_model
+    from symprune.pruning.stream import prune_checkpoint
 
     windows = torch.randint(3, 32000, (job["n_calib"], job["seq_len"]), generator=torch.Generator().manual_seed(0))
     recipe, plans = Recipe(Wanda(), Unstructured(0.5)), []

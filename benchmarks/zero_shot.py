@@ -18,9 +18,10 @@ from pathlib import Path
 import lm_eval
 import yaml
 
-from symprune import UserError, paths
-from symprune.models import locate
-from symprune.tasks import source_of
+from symprune import UserError
+from symprune.base import paths
+from symprune.models.load import locate
+from symprune.text.tasks import source_of
 
 TASK = "arc_easy"
 

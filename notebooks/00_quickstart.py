@@ -30,9 +30,9 @@ digits = 4
 
 # %%
 from symprune import NM, RIA, Recipe, Unstructured, perplexity, prune
-from symprune.data import calibration_windows, evaluation_windows
 from symprune.models import copy_weights, load_model, load_tokenizer, restore_weights
-from symprune.tables import mean_and_std
+from symprune.paper.tables import mean_and_std
+from symprune.text import calibration_windows, evaluation_windows
 
 # %% [markdown]
 # ## Load

@@ -40,15 +40,15 @@ import torch
 from IPython.display import Markdown
 
 from symprune import RIA, SCORES, LpNorm, Magnitude, OWanda, StochRIA, Symmetric, SymWanda, Unstructured
-from symprune.calibrate import linear_activations
-from symprune.data import calibration_windows
-from symprune.figures import agreement_curves, prediction_dots, save_figure
+from symprune.methods.norms import row_column_norms
+from symprune.methods.objective import additive_gap, removal_cost, squared_counterexample
+from symprune.methods.recipe import method_label
 from symprune.models import decoder_layers, load_model, load_tokenizer, named_linears, weight_view
-from symprune.norms import row_column_norms
-from symprune.objective import additive_gap, removal_cost, squared_counterexample
-from symprune.recipe import method_label
-from symprune.tables import Verdict, save_table, save_verdicts
-from symprune.theory import mask_prediction, methods_table, removal_identity, statistics_of, symwanda_agreement
+from symprune.paper.figures import agreement_curves, prediction_dots, save_figure
+from symprune.paper.tables import Verdict, save_table, save_verdicts
+from symprune.paper.theory import mask_prediction, methods_table, removal_identity, statistics_of, symwanda_agreement
+from symprune.pruning.calibrate import linear_activations
+from symprune.text import calibration_windows
 
 # %% [markdown]
 # ## The unified table

@@ -43,11 +43,11 @@ digits = 4
 import pandas as pd
 
 from symprune import RI, RIA, GeneralDiagonal, Magnitude, OWanda, Recipe, StochRIA, Symmetric, SymWanda, Unstructured, Wanda
-from symprune.experiment import Experiment
-from symprune.figures import perplexity_dots, save_figure
-from symprune.recipe import parse_pattern, pattern_label
-from symprune.reported import beside_reported
-from symprune.tables import judge, judge_close, paired, perplexity_table, save_table, save_verdicts
+from symprune.measure import Experiment
+from symprune.methods.recipe import parse_pattern, pattern_label
+from symprune.paper.figures import perplexity_dots, save_figure
+from symprune.paper.reported import beside_reported
+from symprune.paper.tables import judge, judge_close, paired, perplexity_table, save_table, save_verdicts
 
 # %% [markdown]
 # ## Protocol

@@ -39,9 +39,9 @@ digits = 4
 
 # %%
 from symprune import RI, RIA, LpNorm, Recipe, Unstructured
-from symprune.experiment import Experiment
-from symprune.figures import perplexity_curves, save_figure
-from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts
+from symprune.measure import Experiment
+from symprune.paper.figures import perplexity_curves, save_figure
+from symprune.paper.tables import judge, paired, perplexity_table, save_table, save_verdicts
 
 # %% [markdown]
 # ## Protocol

@@ -40,13 +40,13 @@ digits = 4
 
 # %%
 from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda
-from symprune.experiment import Experiment
-from symprune.figures import perplexity_curves, save_figure, sweep_curves
+from symprune.measure import Experiment
+from symprune.methods.norms import SAMPLERS
+from symprune.methods.recipe import pattern_label
 from symprune.models import decoder_layers, load_model, prunable_linears, weight_view
-from symprune.norms import SAMPLERS
-from symprune.recipe import pattern_label
-from symprune.tables import judge, paired, paired_logs, paired_unevenness, perplexity_table, save_table, save_verdicts, spread_table
-from symprune.theory import sampling_reads
+from symprune.paper.figures import perplexity_curves, save_figure, sweep_curves
+from symprune.paper.tables import judge, paired, paired_logs, paired_unevenness, perplexity_table, save_table, save_verdicts, spread_table
+from symprune.paper.theory import sampling_reads
 
 # %% [markdown]
 # ## Protocol

@@ -37,9 +37,9 @@ digits = 4
 
 # %%
 from symprune import RIA, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, Wanda
-from symprune.experiment import Experiment
-from symprune.figures import perplexity_curves, save_figure
-from symprune.tables import crossings, judge, judge_close, paired, perplexity_table, save_table, save_verdicts
+from symprune.measure import Experiment
+from symprune.paper.figures import perplexity_curves, save_figure
+from symprune.paper.tables import crossings, judge, judge_close, paired, perplexity_table, save_table, save_verdicts
 
 # %% [markdown]
 # ## Protocol

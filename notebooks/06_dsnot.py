@@ -42,11 +42,10 @@ digits = 4
 
 # %%
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
-from symprune.experiment import Experiment
-from symprune.figures import perplexity_dots, save_figure
-from symprune.refine import AS_PUBLISHED
-from symprune.swap import ExactSwap
-from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts
+from symprune.measure import Experiment
+from symprune.methods.refine import AS_PUBLISHED, ExactSwap
+from symprune.paper.figures import perplexity_dots, save_figure
+from symprune.paper.tables import judge, paired, perplexity_table, save_table, save_verdicts
 
 # %% [markdown]
 # ## Protocol

@@ -42,10 +42,10 @@ zero_shot_limit = 2
 
 # %%
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
-from symprune.accuracy import accuracy_table, judge_accuracy, paired_accuracy
-from symprune.experiment import Experiment
-from symprune.figures import accuracy_bars, save_figure
-from symprune.tables import save_table, save_verdicts, spread_table
+from symprune.measure import Experiment
+from symprune.paper.accuracy import accuracy_table, judge_accuracy, paired_accuracy
+from symprune.paper.figures import accuracy_bars, save_figure
+from symprune.paper.tables import save_table, save_verdicts, spread_table
 
 # %% [markdown]
 # ## Protocol

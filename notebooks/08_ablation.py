@@ -45,11 +45,10 @@ from dataclasses import replace
 from itertools import product
 
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
-from symprune.experiment import Experiment
-from symprune.figures import heat_map, perplexity_curves, save_figure
-from symprune.refine import AS_PUBLISHED
-from symprune.swap import ExactSwap
-from symprune.tables import judge, judge_close, paired, perplexity_table, save_table, save_verdicts
+from symprune.measure import Experiment
+from symprune.methods.refine import AS_PUBLISHED, ExactSwap
+from symprune.paper.figures import heat_map, perplexity_curves, save_figure
+from symprune.paper.tables import judge, judge_close, paired, perplexity_table, save_table, save_verdicts
 
 # %% [markdown]
 # ## One part at a time

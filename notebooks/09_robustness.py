@@ -42,13 +42,13 @@ import pandas as pd
 import torch
 
 from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda
-from symprune.calibrate import accumulate, gather
-from symprune.data import calibration_windows
-from symprune.experiment import Experiment
-from symprune.figures import perplexity_curves, perplexity_dots, save_figure
+from symprune.measure import Experiment
+from symprune.methods.stats import finish, merged
 from symprune.models import load_model, load_tokenizer
-from symprune.stats import finish, merged
-from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts, spread_table
+from symprune.paper.figures import perplexity_curves, perplexity_dots, save_figure
+from symprune.paper.tables import judge, paired, perplexity_table, save_table, save_verdicts, spread_table
+from symprune.pruning.calibrate import accumulate, gather
+from symprune.text import calibration_windows
 
 # %%
 protocol = dict(

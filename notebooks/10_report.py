@@ -24,8 +24,8 @@ profile = "smoke"
 # %%
 from IPython.display import Image, Markdown, display
 
-from symprune.report import claims_page, save_report
-from symprune.tables import load_verdicts, saved_figures, saved_tables, verdict_page
+from symprune.paper.report import claims_page, save_report
+from symprune.paper.tables import load_verdicts, saved_figures, saved_tables, verdict_page
 
 # %% [markdown]
 # ## Claims and questions

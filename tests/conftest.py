@@ -13,7 +13,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr("symprune.paths.statistics", lambda: tmp_path_factory.getbasetemp() / "statistics")
+    monkeypatch.setattr("symprune.base.paths.statistics", lambda: tmp_path_factory.getbasetemp() / "statistics")
     for name in ("SYMPRUNE_ROOT", "SYMPRUNE_OUTPUT", "SYMPRUNE_DATA", "SYMPRUNE_EXECUTOR", "SYMPRUNE_PROGRESS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -21,7 +21,7 @@ def _own_environment(monkeypatch, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer():
     """The embedded model's tokenizer."""
-    from symprune.models import load_tokenizer
+    from symprune.models.load import load_tokenizer
 
     return load_tokenizer("embedded")
 
@@ -31,7 +31,7 @@ def checkpoint(tokenizer, tmp_path_factory) -> Path:
     """A random Llama of two decoder layers and 128 positions with the embedded model's tokenizer, as save_pretrained writes it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from symprune.models import quiet_transformers
+    from symprune.models.load import quiet_transformers
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -69,7 +69,7 @@ def corpus(tmp_path_factory) -> Path:
 def protocol(checkpoint, corpus, tmp_path, monkeypatch) -> dict:
     """A profile of the tiny checkpoint that keeps its records in a folder of its own."""
     monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path / "output"))
-    monkeypatch.setattr("symprune.paths.statistics", lambda: tmp_path / "statistics")
+    monkeypatch.setattr("symprune.base.paths.statistics", lambda: tmp_path / "statistics")
     return {
         "profile": "test",
         "models": [str(checkpoint)],

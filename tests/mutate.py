@@ -1,6 +1,6 @@
 """Mutation check: flips a comparison, a sign, a factor or an axis at a time and prints what no test notices.
 
-    python tests/mutate.py masks scores --seconds 600
+    python tests/mutate.py methods.masks methods.scores --seconds 600
 
 Works on a copy of the package and its tests; not part of the test suite. Every mutant meets its module's tests, until one fails.
 """
@@ -20,16 +20,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
-    "scores": ["test_scores.py"],
-    "norms": ["test_norms.py", "test_scores.py"],
-    "masks": ["test_masks.py"],
-    "refine": ["test_refine.py"],
-    "swap": ["test_refine.py"],
-    "stats": ["test_stats.py", "test_calibrate.py", "test_stats_files.py"],
-    "mask_files": ["test_mask_files.py"],
-    "journal": ["test_prune.py"],
-    "experts": ["test_models.py", "test_prune.py"],
-    "overlap": ["test_overlap.py"],
+    "methods.scores": ["test_scores.py"],
+    "methods.norms": ["test_norms.py", "test_scores.py"],
+    "methods.masks": ["test_masks.py"],
+    "methods.stats": ["test_stats.py", "test_calibrate.py", "test_stats_files.py"],
+    "methods.overlap": ["test_overlap.py"],
+    "methods.refine.dsnot": ["test_refine.py"],
+    "methods.refine.engine": ["test_refine.py"],
+    "methods.refine.exact_swap": ["test_refine.py"],
+    "models.experts": ["test_models.py", "test_prune.py"],
+    "pruning.mask_files": ["test_mask_files.py"],
+    "pruning.journal": ["test_prune.py"],
 }
 FLIPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -154,7 +155,8 @@ def main() -> int:
             shutil.copytree(ROOT / part, copied / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copied)
         os.chdir(copied)
-        chosen = [(module, *mutant) for module in args.modules or TESTS for mutant in mutants((package / f"{module}.py").read_text())]
+        files = {module: package / Path(*module.split(".")).with_suffix(".py") for module in args.modules or TESTS}
+        chosen = [(module, *mutant) for module, file in files.items() for mutant in mutants(file.read_text())]
         random.Random(args.seed).shuffle(chosen)
         for module in {module for module, *_ in chosen}:
             if not survives(copied, TESTS[module], 300):
@@ -162,12 +164,12 @@ def main() -> int:
         for module, what, changed in chosen:
             if time.monotonic() > end:
                 break
-            original = (package / f"{module}.py").read_text()
-            (package / f"{module}.py").write_text(changed)
+            original = files[module].read_text()
+            files[module].write_text(changed)
             if survives(copied, TESTS[module], 300):
                 survivors.append(f"{module}.py {what}")
                 print(survivors[-1], flush=True)
-            (package / f"{module}.py").write_text(original)
+            files[module].write_text(original)
             tried += 1
     print(f"{tried} of {len(chosen)} mutants tried, {len(survivors)} survived")
     return bool(survivors)

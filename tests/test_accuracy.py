@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symprune.accuracy import accuracies, accuracy_table, judge_accuracy, paired_accuracy
-from symprune.figures import accuracy_bars
+from symprune.paper.accuracy import accuracies, accuracy_table, judge_accuracy, paired_accuracy
+from symprune.paper.figures import accuracy_bars
 
 
 def row(method: str, task: str, correct: str, refine: str = "none", seed: int = 0) -> dict:

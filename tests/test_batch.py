@@ -6,9 +6,10 @@ import pytest
 import tiny
 import torch
 
-from symprune import RIA, Recipe, Unstructured, UserError, cost, perplexity, prune
-from symprune.calibrate import LayerRunner, gather
-from symprune.cost import Cost, Shape, batch_size_of
+from symprune import RIA, Recipe, Unstructured, UserError, perplexity, prune
+from symprune.pruning import cost
+from symprune.pruning.calibrate import LayerRunner, gather
+from symprune.pruning.cost import Cost, Shape, batch_size_of
 
 FLOAT32 = 4
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from symprune import UserError
-from symprune.calibrate import LayerRunner, collecting, gather
-from symprune.models import decoder_layers, named_linears, weight_view
+from symprune.models.layers import decoder_layers, named_linears, weight_view
+from symprune.pruning.calibrate import LayerRunner, collecting, gather
 
 ALL_FIELDS = {"input_norm", "input_mean", "input_var", "input_var_within", "output_norm"}
 
@@ -155,10 +155,10 @@ def test_linears_part_when_they_receive_different_tensors_later():
 
 def test_gram_matrices_that_do_not_fit_are_refused_before_they_are_gathered(monkeypatch):
     model, per_layer = tiny.model(), 4 * (3 * 32**2 + 48**2)
-    monkeypatch.setattr("symprune.calibrate.free_memory", lambda _: 8 * (32**2 + 48**2) + 4 * 48**2 - 1)
+    monkeypatch.setattr("symprune.pruning.calibrate.free_memory", lambda _: 8 * (32**2 + 48**2) + 4 * 48**2 - 1)
     with pytest.raises(UserError, match=r"Gram matrices of one decoder layer.*q_proj"):
         gather(model, tiny.windows(1), {"gram"})
-    monkeypatch.setattr("symprune.calibrate.free_memory", lambda _: 2 * per_layer - 1 if tried else 10**9)
+    monkeypatch.setattr("symprune.pruning.calibrate.free_memory", lambda _: 2 * per_layer - 1 if tried else 10**9)
     tried: list = []
     real = LayerRunner.accumulate
     monkeypatch.setattr(LayerRunner, "accumulate", lambda *args, **options: tried.append(real(*args, **options)) or tried[-1])

@@ -15,9 +15,9 @@ import tiny
 import torch
 
 from symprune import RIA, DSnoT, Recipe, Unstructured, load_masks, perplexity, prune, save_masks
+from symprune.base.files import require_disk, whole_folder
+from symprune.base.records import Record, Store
 from symprune.cli import main
-from symprune.output import require_disk, whole_folder
-from symprune.results import Record, Store
 
 RUN = {"model": "tiny", "recipe": "ria + dsnot"}
 # A moment of each stage: the event of the interpreter, the name it is about, and its how-manieth occurrence in an undisturbed run.
@@ -113,7 +113,7 @@ def saver(out: Path) -> None:
 def start():
     """Starts a function in a new process; all are forked from one that has imported what they need and computed nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_chaos", "transformers.models.llama.modeling_llama", "symprune.calibrate"])
+    context.set_forkserver_preload(["test_chaos", "transformers.models.llama.modeling_llama", "symprune.pruning.calibrate"])
 
     def begin(function, *args) -> multiprocessing.Process:
         process = context.Process(target=function, args=args)
@@ -265,7 +265,7 @@ def save(out: Path) -> None:
 
 def test_a_work_folder_serves_one_process_at_a_time(start, tmp_path, undisturbed):
     from symprune import UserError
-    from symprune.journal import Journal
+    from symprune.pruning.journal import Journal
 
     asked = json.loads((undisturbed / "work" / "asked.json").read_text())
     with Journal(tmp_path / "work", asked):

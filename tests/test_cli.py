@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from symprune import cli, paths
-from symprune.cli import main
-from symprune.mask_files import load_masks
-from symprune.models import load_model, load_tokenizer, named_linears
-from symprune.recipe import Recipe
-from symprune.results import Record
+from symprune.base import paths
+from symprune.base.records import Record
+from symprune.cli import main, parser
+from symprune.methods.recipe import Recipe
+from symprune.models.layers import named_linears
+from symprune.models.load import load_model, load_tokenizer
+from symprune.pruning.mask_files import load_masks
 
 COMMANDS = ["prune", "eval", "calibrate", "merge", "apply", "verify", "diff", "fetch", "reproduce", "verify-report", "render", "doctor"]
 
@@ -201,7 +202,7 @@ def test_help_lists_the_commands(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
     assert re.findall(r"^    ([\w-]+)", out, flags=re.M) == COMMANDS
-    assert cli.__doc__ == f"The `symprune` command: {', '.join(COMMANDS)}."
+    assert parser.__doc__ == f"The `symprune` command: {', '.join(COMMANDS)}."
     assert "embedded" in out
 
 
@@ -403,7 +404,7 @@ def test_an_interrupt_leaves_nothing_and_says_so(capsys, small, tmp_path, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("symprune.commands.provenance", interrupt)
+    monkeypatch.setattr("symprune.cli.commands.provenance", interrupt)
     code, _, err = call(capsys, *small, "--out", tmp_path / "pruned")
     assert code == 130
     assert err == "symprune: interrupted; what was finished is kept\n"
@@ -469,7 +470,7 @@ def test_a_bug_is_one_line_too_with_another_exit_code(capsys, checkpoint, monkey
     def bug(*_, **__):
         raise KeyError("oops")
 
-    monkeypatch.setattr("symprune.data.evaluation_windows", bug)
+    monkeypatch.setattr("symprune.text.corpora.evaluation_windows", bug)
     code, _, err = call(capsys, "eval", checkpoint)
     assert code == 1
     assert err == "symprune: error: KeyError: 'oops' (--debug shows where)\n"

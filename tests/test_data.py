@@ -12,7 +12,8 @@ import gensim
 import pytest
 import torch
 
-from symprune import UserError, data
+from symprune import UserError
+from symprune.text import corpora
 
 MANIFEST = Path(__file__).parent / "manifest_embedded.json"
 
@@ -48,15 +49,15 @@ def documents(tmp_path) -> Path:
 
 def test_the_embedded_corpus_extracted_afresh_is_the_one_in_the_manifest(tmp_path, monkeypatch):
     monkeypatch.setenv("SYMPRUNE_CACHE", str(tmp_path))
-    data.embedded_articles.cache_clear()
+    corpora.embedded_articles.cache_clear()
     try:
-        articles = data.embedded_articles()
+        articles = corpora.embedded_articles()
     finally:
-        data.embedded_articles.cache_clear()
+        corpora.embedded_articles.cache_clear()
     manifest = json.loads(MANIFEST.read_text())
     assert articles.keys() == {title for split in manifest.values() for title in split["titles"]}
     for name, split in manifest.items():
-        titles = data.embedded_titles(name)
+        titles = corpora.embedded_titles(name)
         assert titles == split["titles"]
         assert sum(len(articles[title]) for title in titles) == split["characters"]
         assert sha256("\n\n".join(articles[title] for title in titles)) == split["sha256"]
@@ -64,16 +65,16 @@ def test_the_embedded_corpus_extracted_afresh_is_the_one_in_the_manifest(tmp_pat
 
 
 def test_every_article_is_dealt_to_one_split_by_the_hash_of_its_title():
-    articles = data.embedded_articles()
+    articles = corpora.embedded_articles()
     order = sorted(articles, key=sha256)
-    splits = {name: data.embedded_titles(name) for name in data.SPLITS}
+    splits = {name: corpora.embedded_titles(name) for name in corpora.SPLITS}
     assert sorted(title for titles in splits.values() for title in titles) == sorted(articles)
     for rank, title in enumerate(order):
         assert title in splits["calibration" if rank % 10 < 6 else "validation" if rank % 10 < 8 else "evaluation"]
 
 
 def test_embedded_articles_are_prose_without_markup():
-    for title, text in data.embedded_articles().items():
+    for title, text in corpora.embedded_articles().items():
         assert len(text) >= 1500
         assert all(len(line) >= 80 and line[0] not in "|!{=*#:;" for line in text.split("\n\n")), title
         assert not any(mark in text for mark in ("''", "[[", "]]", "{{", "}}", "<ref", "()", "  "))
@@ -82,13 +83,13 @@ def test_embedded_articles_are_prose_without_markup():
 
 def test_a_gensim_without_its_test_data_is_named(tmp_path, monkeypatch):
     (tmp_path / "__init__.py").touch()
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda _: type("Spec", (), {"origin": str(tmp_path / "__init__.py")}))
-    data.embedded_articles.cache_clear()
+    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda _: type("Spec", (), {"origin": str(tmp_path / "__init__.py")}))
+    corpora.embedded_articles.cache_clear()
     with pytest.raises(UserError, match="gensim"):
-        data.embedded_articles()
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda _: None)
+        corpora.embedded_articles()
+    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'symprune\[embedded\]'"):
-        data.embedded_articles()
+        corpora.embedded_articles()
 
 
 def test_the_dump_is_the_one_that_the_manifest_was_made_from():
@@ -115,7 +116,7 @@ def test_windows_are_those_of_the_published_sampler(documents, seed):
                 break
         i = random.randint(0, len(tokens) - seq_len - 1)
         expected.append(tokens[i : i + seq_len])
-    assert data.calibration_windows(str(documents), Bytes(), n_calib, seq_len, seed).tolist() == expected
+    assert corpora.calibration_windows(str(documents), Bytes(), n_calib, seq_len, seed).tolist() == expected
 
 
 def test_drawing_windows_leaves_the_random_state_of_the_program_alone(documents, monkeypatch):
@@ -126,30 +127,30 @@ def test_drawing_windows_leaves_the_random_state_of_the_program_alone(documents,
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    data.calibration_windows(str(documents), Bytes(), 4, 50, seed=0)
+    corpora.calibration_windows(str(documents), Bytes(), 4, 50, seed=0)
     assert torch.equal(torch.rand(1), expected)
 
 
 def test_a_seed_picks_its_windows_and_another_picks_others(documents):
-    windows = [data.calibration_windows(str(documents), Bytes(), 8, 50, seed) for seed in (0, 0, 1)]
+    windows = [corpora.calibration_windows(str(documents), Bytes(), 8, 50, seed) for seed in (0, 0, 1)]
     assert torch.equal(windows[0], windows[1])
     assert not torch.equal(windows[0], windows[2])
-    assert data.digest(windows[0]) == data.digest(windows[1]) != data.digest(windows[2])
+    assert corpora.digest(windows[0]) == corpora.digest(windows[1]) != corpora.digest(windows[2])
     assert windows[0].shape == (8, 50)
     assert windows[0].dtype == torch.long
 
 
 def test_more_windows_begin_with_the_fewer(documents):
-    few, many = (data.calibration_windows(str(documents), Bytes(), n, 50, seed=3) for n in (4, 12))
+    few, many = (corpora.calibration_windows(str(documents), Bytes(), n, 50, seed=3) for n in (4, 12))
     assert torch.equal(many[:4], few)
 
 
 def test_the_longest_window_that_fits_is_found_and_one_more_token_is_refused(tmp_path):
     file = tmp_path / "documents.jsonl"
     file.write_text("".join(json.dumps({"text": "x" * length}) + "\n" for length in [5] * 50 + [101]))
-    assert data.calibration_windows(str(file), Bytes(), 3, 100, seed=0).shape == (3, 100)
+    assert corpora.calibration_windows(str(file), Bytes(), 3, 100, seed=0).shape == (3, 100)
     with pytest.raises(UserError, match="no document of more than 101 tokens"):
-        data.calibration_windows(str(file), Bytes(), 3, 101, seed=0)
+        corpora.calibration_windows(str(file), Bytes(), 3, 101, seed=0)
 
 
 def test_draws_end_although_one_document_in_very_many_would_do(tmp_path):
@@ -157,20 +158,20 @@ def test_draws_end_although_one_document_in_very_many_would_do(tmp_path):
     file.write_text('{"text": "short"}\n' * 100_000)
     start = time.perf_counter()
     with pytest.raises(UserError, match="too short"):
-        data.calibration_windows(str(file), Bytes(), 2, 100, seed=0)
+        corpora.calibration_windows(str(file), Bytes(), 2, 100, seed=0)
     assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize(("n_calib", "seq_len"), [(0, 8), (-1, 8), (2, 0), (2, -5)])
 def test_sizes_must_be_positive(documents, n_calib, seq_len):
     with pytest.raises(UserError, match="at least 1"):
-        data.calibration_windows(str(documents), Bytes(), n_calib, seq_len, seed=0)
+        corpora.calibration_windows(str(documents), Bytes(), n_calib, seq_len, seed=0)
 
 
 def test_windows_of_the_embedded_corpus_come_from_its_calibration_articles(tokenizer):
-    windows = data.calibration_windows("embedded", tokenizer, 3, 64, seed=0)
-    articles = data.embedded_articles()
-    of_split = {split: [articles[title] for title in data.embedded_titles(split)] for split in data.SPLITS}
+    windows = corpora.calibration_windows("embedded", tokenizer, 3, 64, seed=0)
+    articles = corpora.embedded_articles()
+    of_split = {split: [articles[title] for title in corpora.embedded_titles(split)] for split in corpora.SPLITS}
     for window in windows:
         words = tokenizer.decode(window)[5:-5]  # a window may begin within a word
         assert any(words in text for text in of_split["calibration"])
@@ -183,38 +184,38 @@ def test_windows_of_the_embedded_corpus_come_from_its_calibration_articles(token
 def test_evaluation_windows_follow_each_other_through_the_joined_text(documents):
     texts = [json.loads(line)["text"] for line in documents.read_text().splitlines()]
     tokens = list("\n\n".join(texts).encode())
-    windows = data.evaluation_windows(str(documents), Bytes(), 64)
+    windows = corpora.evaluation_windows(str(documents), Bytes(), 64)
     assert windows.flatten().tolist() == tokens[: len(tokens) // 64 * 64]
-    with_bos = data.evaluation_windows(str(documents), Bytes(bos=True), 64)
+    with_bos = corpora.evaluation_windows(str(documents), Bytes(bos=True), 64)
     assert with_bos[0].tolist() == [256, *tokens[:63]]
     assert (with_bos == 256).sum() == 1  # once for the text, as published, not once per window
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_fewer_windows_are_spread_evenly(documents, n):
-    every = data.evaluation_windows(str(documents), Bytes(), 64)
-    some = data.evaluation_windows(str(documents), Bytes(), 64, n)
+    every = corpora.evaluation_windows(str(documents), Bytes(), 64)
+    some = corpora.evaluation_windows(str(documents), Bytes(), 64, n)
     places = [i * len(every) // n for i in range(n)]
     assert torch.equal(some, every[places])
     assert len(set(places)) == n
 
 
 def test_all_windows_may_be_asked_for_by_number_and_not_one_more(documents):
-    every = data.evaluation_windows(str(documents), Bytes(), 64)
-    assert torch.equal(data.evaluation_windows(str(documents), Bytes(), 64, len(every)), every)
+    every = corpora.evaluation_windows(str(documents), Bytes(), 64)
+    assert torch.equal(corpora.evaluation_windows(str(documents), Bytes(), 64, len(every)), every)
     with pytest.raises(UserError, match="too short"):
-        data.evaluation_windows(str(documents), Bytes(), 64, len(every) + 1)
+        corpora.evaluation_windows(str(documents), Bytes(), 64, len(every) + 1)
     with pytest.raises(UserError, match="too short"):
-        data.evaluation_windows(str(documents), Bytes(), 10**6)
+        corpora.evaluation_windows(str(documents), Bytes(), 10**6)
 
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_it_is_known_whether_a_tokenizer_adds_bos(bos):
-    assert data.adds_bos(Bytes(bos)) is bos
+    assert corpora.adds_bos(Bytes(bos)) is bos
 
 
 def test_the_embedded_tokenizer_adds_none(tokenizer):
-    assert data.adds_bos(tokenizer) is False
+    assert corpora.adds_bos(tokenizer) is False
 
 
 # Corpora that serve calibration alone.
@@ -224,18 +225,18 @@ def test_news_windows_are_taken_from_the_items_joined(tokenizer):
     text = (Path(gensim.__file__).parent / "test/test_data/lee_background.cor").read_text(encoding="utf-8")
     tokens = tokenizer(" ".join(text.splitlines()), verbose=False).input_ids
     joined = " ".join(map(str, tokens))
-    for window in data.calibration_windows("lee", tokenizer, 3, 512, seed=0).tolist():
+    for window in corpora.calibration_windows("lee", tokenizer, 3, 512, seed=0).tolist():
         assert " ".join(map(str, window)) in joined
 
 
 def test_source_windows_come_from_the_standard_library(tokenizer):
-    (window,) = data.calibration_windows("python", tokenizer, 1, 64, seed=1)
+    (window,) = corpora.calibration_windows("python", tokenizer, 1, 64, seed=1)
     sources = [Path(json.__file__).parents[1] / "heapq.py", *(Path(json.__file__).parents[1]).glob("*.py")]
     assert any(tokenizer.decode(window).strip()[5:-5] in file.read_text(encoding="utf-8") for file in sources)
 
 
 def test_random_windows_hold_every_ordinary_token_as_often(tokenizer):
-    windows = data.calibration_windows("random", tokenizer, 200, 2000, seed=0)
+    windows = corpora.calibration_windows("random", tokenizer, 200, 2000, seed=0)
     assert not set(windows.flatten().tolist()) & set(tokenizer.all_special_ids)
     counts = torch.bincount(windows.flatten(), minlength=len(tokenizer)).float()
     ordinary = torch.ones(len(tokenizer), dtype=torch.bool)
@@ -243,21 +244,21 @@ def test_random_windows_hold_every_ordinary_token_as_often(tokenizer):
     expected = windows.numel() / int(ordinary.sum())
     chi_square = ((counts[ordinary] - expected) ** 2 / expected).sum() / (int(ordinary.sum()) - 1)
     assert chi_square == pytest.approx(1, abs=0.05)
-    assert torch.equal(windows[:2], data.calibration_windows("random", tokenizer, 200, 2000, seed=0)[:2])
-    assert not torch.equal(windows, data.calibration_windows("random", tokenizer, 200, 2000, seed=1))
+    assert torch.equal(windows[:2], corpora.calibration_windows("random", tokenizer, 200, 2000, seed=0)[:2])
+    assert not torch.equal(windows, corpora.calibration_windows("random", tokenizer, 200, 2000, seed=1))
 
 
 @pytest.mark.parametrize("corpus", ["lee", "python", "random"])
 def test_what_serves_calibration_alone_is_not_evaluated_on(corpus, tokenizer):
     with pytest.raises(UserError, match="calibration alone"):
-        data.evaluation_windows(corpus, tokenizer, 64)
+        corpora.evaluation_windows(corpus, tokenizer, 64)
 
 
 def test_splits_and_corpora_that_are_not_known_are_named():
     with pytest.raises(UserError, match="unknown split 'test'"):
-        data.documents("embedded", "test")
+        corpora.documents("embedded", "test")
     with pytest.raises(UserError, match=r"unknown corpus 'wikitext'.*wikitext2"):
-        data.documents("wikitext", "evaluation")
+        corpora.documents("wikitext", "evaluation")
 
 
 # Hub corpora.
@@ -281,10 +282,10 @@ def test_a_hub_corpus_is_read_from_a_local_folder_in_the_layout_of_the_hub(mirro
     write_jsonl(folder / "train.jsonl", ["of the training"])
     write_jsonl(folder / "validation.jsonl", ["of the validation"])
     write_jsonl(mirror / "allenai/c4/en/c4-train.00000-of-01024.json.gz", ["crawled"], gzip.open)
-    assert data.documents("wikitext2", "evaluation") == ["", " = Title = ", "of the test", ""]
-    assert data.documents("wikitext2", "calibration") == ["of the training"]
-    assert data.documents("wikitext2", "validation") == ["of the validation"]
-    assert data.documents("c4", "calibration") == ["crawled"]
+    assert corpora.documents("wikitext2", "evaluation") == ["", " = Title = ", "of the test", ""]
+    assert corpora.documents("wikitext2", "calibration") == ["of the training"]
+    assert corpora.documents("wikitext2", "validation") == ["of the validation"]
+    assert corpora.documents("c4", "calibration") == ["crawled"]
 
 
 def test_a_clone_of_the_hub_repository_will_do_as_well(mirror):
@@ -293,7 +294,7 @@ def test_a_clone_of_the_hub_repository_will_do_as_well(mirror):
     folder = mirror / "Salesforce/wikitext/wikitext-2-raw-v1"
     folder.mkdir(parents=True)
     pd.DataFrame({"text": ["", "one"]}).to_parquet(folder / "test-00000-of-00001.parquet")
-    assert data.documents("wikitext2", "evaluation") == ["", "one"]
+    assert corpora.documents("wikitext2", "evaluation") == ["", "one"]
 
 
 def test_wikitext_is_joined_into_one_text_for_calibration_as_published(mirror):
@@ -302,16 +303,16 @@ def test_wikitext_is_joined_into_one_text_for_calibration_as_published(mirror):
     tokens = list(" ".join(lines).encode())
     random.seed(4)
     starts = [random.randint(0, len(tokens) - 200 - 1) for _ in range(5)]
-    windows = data.calibration_windows("wikitext2", Bytes(), 5, 200, seed=4)
+    windows = corpora.calibration_windows("wikitext2", Bytes(), 5, 200, seed=4)
     assert windows.tolist() == [tokens[start : start + 200] for start in starts]
 
 
 def test_without_hub_and_folder_the_message_says_what_to_provide_and_comes_at_once(mirror):
     start = time.perf_counter()
     with pytest.raises(UserError, match=r"cannot reach the hub .* \$SYMPRUNE_DATA/Salesforce/wikitext/wikitext-2-raw-v1/test.jsonl"):
-        data.documents("wikitext2", "evaluation")
+        corpora.documents("wikitext2", "evaluation")
     with pytest.raises(UserError, match=r"\$SYMPRUNE_DATA/allenai/c4/en/c4-train.00000-of-01024.json.gz.*'embedded'"):
-        data.documents("c4", "calibration")
+        corpora.documents("c4", "calibration")
     assert time.perf_counter() - start < 10
 
 
@@ -320,4 +321,4 @@ def test_a_broken_file_in_the_local_folder_is_named(mirror):
     write_jsonl(file, ["text"], gzip.open)
     file.write_bytes(file.read_bytes()[:-12])
     with pytest.raises(UserError, match="c4-train"):
-        data.documents("c4", "calibration")
+        corpora.documents("c4", "calibration")

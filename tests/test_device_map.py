@@ -8,10 +8,12 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 
 from symprune import RIA, R2DSnoT, Recipe, Unstructured, UserError, Wanda, perplexity, prune
-from symprune.calibrate import gather
-from symprune.experiment import Experiment
-from symprune.models import ALL_GPUS, decoder_layers, device_type, load_model, named_linears
-from symprune.swap import ExactSwap
+from symprune.measure.experiment import Experiment
+from symprune.methods.refine.exact_swap import ExactSwap
+from symprune.models.devices import ALL_GPUS, device_type
+from symprune.models.layers import decoder_layers, named_linears
+from symprune.models.load import load_model
+from symprune.pruning.calibrate import gather
 
 RECIPES = [Recipe(RIA(), Unstructured(0.5)), Recipe(Wanda(), Unstructured(0.6), R2DSnoT()), Recipe(Wanda(), Unstructured(0.5), ExactSwap())]
 

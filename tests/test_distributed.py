@@ -6,13 +6,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from symprune.calibrate import gather
+from symprune.pruning.calibrate import gather
 
 USES = {"input_norm", "output_norm", "gram"}
 
 
 def rank(index: int, rendezvous: str, folder: str) -> None:
-    from symprune import distributed
+    from symprune.pruning import distributed
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=2)

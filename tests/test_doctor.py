@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from symprune import doctor
+from symprune.cli.parser import doctor
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from symprune import paths
+from symprune.base import paths
 
 NAMED_FOR_CONDA = ["torch", "transformers", "lm-eval", "jupyterlab", "jupytext", "papermill", "nbval", "matplotlib"]
 

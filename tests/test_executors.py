@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from symprune import NM, RIA, Magnitude, Recipe, UserError, Wanda, executors
+from symprune import NM, RIA, Magnitude, Recipe, UserError, Wanda
+from symprune.base.records import Store, run_key
 from symprune.cli import main
-from symprune.executors import Ray, Shard
-from symprune.experiment import Experiment
-from symprune.results import Store, run_key
-from symprune.tasks import CONTINUATION
+from symprune.measure import executors
+from symprune.measure.executors import Ray, Shard
+from symprune.measure.experiment import Experiment
+from symprune.text.tasks import CONTINUATION
 
 MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), NM(2, 4))
 RECIPES = [None, MAGNITUDE, WANDA, RIA_NM]
@@ -114,11 +115,12 @@ models = []
 calibration_corpus = ""
 
 # %%
-from symprune import RIA, Magnitude, Recipe, Wanda, results
-from symprune.experiment import Experiment
-from symprune.tables import Verdict, save_table, save_verdicts
+from symprune import RIA, Magnitude, Recipe, Wanda
+from symprune.base import records
+from symprune.measure.experiment import Experiment
+from symprune.paper.tables import Verdict, save_table, save_verdicts
 
-put = results.Store.put
+put = records.Store.put
 
 
 def logged(store, record):
@@ -127,7 +129,7 @@ def logged(store, record):
     return put(store, record)
 
 
-results.Store.put = logged
+records.Store.put = logged
 protocol = dict(profile=profile, models=models, calibration_corpus=calibration_corpus, evaluation_corpus=calibration_corpus)
 experiment = Experiment(**protocol, n_calib=2, n_eval=2, seq_len=32, seeds=[0, 1])
 rows = experiment.run([None, Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA())])
@@ -149,7 +151,7 @@ def project(tmp_path, checkpoint, corpus, monkeypatch) -> Path:
     (root / "papermill_params/smoke.yaml").write_text(yaml.safe_dump(values))
     (root / "notebooks/02_toy.py").write_text(NOTEBOOK.replace("{log!r}", repr(str(tmp_path / "measured"))))
     for name, folder in {"ROOT": root, "NOTEBOOKS": root / "notebooks", "PARAMS": root / "papermill_params"}.items():
-        monkeypatch.setattr(f"symprune.paths.{name}", folder)
+        monkeypatch.setattr(f"symprune.base.paths.{name}", folder)
     return root
 
 
@@ -209,7 +211,7 @@ def test_an_executor_is_read_back_from_the_environment(executor, monkeypatch):
 )
 def test_reproduce_is_told_who_measures(words, expected, monkeypatch, capsys):
     told = []
-    monkeypatch.setattr("symprune.reproduce.reproduce", lambda *_, executor, **__: told.append(executor) or Path("report.html"))
+    monkeypatch.setattr("symprune.paper.reproduce.reproduce", lambda *_, executor, **__: told.append(executor) or Path("report.html"))
     assert main(["reproduce", *words]) == 0
     assert told == [expected]
 

@@ -6,8 +6,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from symprune import NM, RIA, DSnoT, Magnitude, Recipe, SymWanda, Unstructured, UserError, Wanda, models
-from symprune import experiment as module
-from symprune.experiment import Experiment
+from symprune.base.records import Record
+from symprune.measure import bench as module
+from symprune.measure.experiment import Experiment
 
 MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), NM(2, 4))
 
@@ -16,13 +17,13 @@ MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), N
 def measured(monkeypatch) -> list:
     """What was measured, in order: the label of the recipe and the seed."""
     seen = []
-    measure = module._Bench.measure
+    measure = module.Bench.measure
 
     def watched(bench, recipe, seed):
         seen.append((recipe.label if recipe else "dense", seed))
         return measure(bench, recipe, seed)
 
-    monkeypatch.setattr(module._Bench, "measure", watched)
+    monkeypatch.setattr(module.Bench, "measure", watched)
     return seen
 
 
@@ -129,7 +130,7 @@ def test_profiles_that_ask_the_same_share_their_keys(protocol):
 def test_a_key_changes_with_what_its_answer_depends_on_and_with_nothing_else(protocol, change, dense_changes, magnitude_changes):
     def keys(**changes):
         bench = Experiment(**{**protocol, **changes})._set_up(protocol["models"][0])
-        return [module.Record(bench.question(recipe, 0), {}, {}).key for recipe in (None, MAGNITUDE, WANDA)]
+        return [Record(bench.question(recipe, 0), {}, {}).key for recipe in (None, MAGNITUDE, WANDA)]
 
     before, after = keys(), keys(**change)
     assert [a != b for a, b in zip(before, after, strict=True)] == [dense_changes, magnitude_changes, change != {"batch_size": 2}]
@@ -142,7 +143,7 @@ def test_a_key_changes_with_the_weights_and_with_the_corpus_under_the_same_name(
     here = {**protocol, "models": [str(model)], "calibration_corpus": str(text)}
 
     def key():
-        return module.Record(Experiment(**here)._set_up(str(model)).question(WANDA, 0), {}, {}).key
+        return Record(Experiment(**here)._set_up(str(model)).question(WANDA, 0), {}, {}).key
 
     keys = [key()]
     tensors = load_file(model / "model.safetensors")
@@ -171,7 +172,7 @@ def test_statistics_of_the_dense_model_serve_other_processes_and_are_gathered_ag
     model = protocol["models"][0]
     first = Experiment(**dense).record(model, WANDA)
     with monkeypatch.context() as patch:
-        forbid(patch, "symprune.experiment.accumulate", "symprune.experiment.gather")
+        forbid(patch, "symprune.measure.bench.accumulate", "symprune.measure.bench.gather")
         again = Experiment(**{**dense, "profile": "again"}).record(model, WANDA)
     (file,) = (tmp_path / "statistics").iterdir()
     file.write_bytes(file.read_bytes()[:-7] + b"damaged")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from symprune import UserError, data
+from symprune import UserError
 from symprune.cli import main
-from symprune.fetch import MANIFEST, NAMES, fetch
-from symprune.tasks import load_tasks
+from symprune.text import corpora
+from symprune.text.fetch import MANIFEST, NAMES, fetch
+from symprune.text.tasks import load_tasks
 
 ROWS = {
     ("aps/super_glue", "boolq", "validation"): [{"passage": "Ice is cold.", "question": "is ice cold", "label": 1}],
@@ -71,10 +72,10 @@ def test_a_fetched_folder_serves_every_task_and_corpus(hub, tmp_path, monkeypatc
     done = fetch(out)
     assert len(hub) == len(done.written) == 12
     monkeypatch.setenv("SYMPRUNE_DATA", str(out))
-    assert data.documents("wikitext2", "evaluation") == ["", " of test "]
-    assert data.documents("wikitext2", "calibration") == ["", " of train "]
-    assert data.documents("c4", "calibration") == ["en/c4-train.00000-of-01024.json.gz"]
-    tasks = load_tasks([name for name in NAMES if name not in data.HUB_CORPORA])
+    assert corpora.documents("wikitext2", "evaluation") == ["", " of test "]
+    assert corpora.documents("wikitext2", "calibration") == ["", " of train "]
+    assert corpora.documents("c4", "calibration") == ["en/c4-train.00000-of-01024.json.gz"]
+    tasks = load_tasks([name for name in NAMES if name not in corpora.HUB_CORPORA])
     assert len(tasks) == 7
     assert len(hub) == 12  # nothing more was asked of the hub
     prompts = {}

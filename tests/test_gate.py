@@ -5,9 +5,11 @@ import warnings
 
 import pytest
 
-from symprune import Magnitude, Recipe, UserError, gate, paths
-from symprune import experiment as module
-from symprune.experiment import Experiment
+from symprune import Magnitude, Recipe, UserError
+from symprune.base import paths
+from symprune.measure import bench as module
+from symprune.measure import dense_gate
+from symprune.measure.experiment import Experiment
 
 RECIPE = Recipe(Magnitude())
 PROTOCOL = {"split": "evaluation", "seq_len": 32, "n_eval": 3}
@@ -30,7 +32,7 @@ def expect(corpus, monkeypatch):
     def store(perplexity: float, tolerance: float = 0.01) -> None:
         entry = {"perplexity": perplexity, "tolerance": tolerance, "source": "a table"}
         entries = [{"model": "some/model", "protocol": {"corpus": str(corpus), **PROTOCOL}, **entry}]
-        monkeypatch.setattr(gate, "_entries", lambda: entries)
+        monkeypatch.setattr(dense_gate, "_entries", lambda: entries)
 
     return store
 
@@ -71,8 +73,8 @@ def test_outside_the_tolerance_nothing_is_pruned_and_nothing_goes_on_record(prot
 
 
 def test_within_the_tolerance_the_dense_model_is_measured_first_and_once(protocol, expect, dense, monkeypatch):
-    order, real = [], module._Bench.measure
-    monkeypatch.setattr(module._Bench, "measure", lambda bench, recipe, seed: order.append(recipe) or real(bench, recipe, seed))
+    order, real = [], module.Bench.measure
+    monkeypatch.setattr(module.Bench, "measure", lambda bench, recipe, seed: order.append(recipe) or real(bench, recipe, seed))
     expect(dense * 1.02, tolerance=0.03)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -87,7 +89,7 @@ def test_a_perplexity_that_is_infinite_is_outside(protocol, expect, corpus):
     expect(20.0)
     for value in (float("inf"), float("nan")):
         with pytest.raises(UserError, match="nothing is pruned"):
-            gate.check_dense("some/model", {"corpus": str(corpus), **PROTOCOL}, value, bos=True)
+            dense_gate.check_dense("some/model", {"corpus": str(corpus), **PROTOCOL}, value, bos=True)
 
 
 def test_a_model_of_the_hub_without_a_stored_value_is_recorded_with_a_warning(protocol, dense):
@@ -106,7 +108,7 @@ def test_of_a_folder_nothing_is_expected_and_the_dense_model_is_not_measured(pro
 
 
 def test_stored_values_are_unambiguous_and_that_of_the_embedded_model_is_the_published_one():
-    entries = gate._entries()
+    entries = dense_gate._entries()
     assert len({json.dumps([entry["model"], entry["protocol"]], sort_keys=True) for entry in entries}) == len(entries)
     for entry in entries:
         assert entry.keys() == {"model", "protocol", "perplexity", "tolerance", "source"}
@@ -116,7 +118,9 @@ def test_stored_values_are_unambiguous_and_that_of_the_embedded_model_is_the_pub
 
 
 def test_the_values_stored_for_the_embedded_model_are_the_published_ones():
-    stored = {(e["protocol"]["seq_len"], e["protocol"]["n_eval"]): e["perplexity"] for e in gate._entries() if e["model"] == "embedded"}
+    stored = {
+        (e["protocol"]["seq_len"], e["protocol"]["n_eval"]): e["perplexity"] for e in dense_gate._entries() if e["model"] == "embedded"
+    }
     compared = 0
     for file in paths.ROOT.glob("results/*/records.jsonl"):
         for record in map(json.loads, file.read_text().splitlines()):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symprune import NM, Unstructured, UserError
-from symprune.masks import zero_removed
+from symprune.methods.masks import zero_removed
 
 
 def removed_by_stable_sort(scores: list[float], n: int) -> set[int]:

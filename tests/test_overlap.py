@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symprune import RIA, DSnoT, LpNorm, Magnitude, Recipe, StochRIA, Unstructured, UserError, Wanda, prune
-from symprune.data import calibration_windows
-from symprune.experiment import Experiment
-from symprune.figures import perplexity_curves
-from symprune.models import load_model, load_tokenizer
-from symprune.overlap import entropy_of_kept, jaccard
-from symprune.tables import perplexity_table
+from symprune.measure.experiment import Experiment
+from symprune.methods.overlap import entropy_of_kept, jaccard
+from symprune.models.load import load_model, load_tokenizer
+from symprune.paper.figures import perplexity_curves
+from symprune.paper.tables import perplexity_table
+from symprune.text.corpora import calibration_windows
 
 sizes = st.integers(1, 7)
 

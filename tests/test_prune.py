@@ -9,10 +9,10 @@ import tiny
 import torch
 
 from symprune import NM, RIA, SCORES, DSnoT, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, UserError, Wanda, perplexity, prune
-from symprune.calibrate import LayerRunner, gather
-from symprune.models import decoder_layers, named_linears, role, weight_view
-from symprune.prune import make_mask
-from symprune.refine import REFINERS
+from symprune.methods.refine import REFINERS
+from symprune.models.layers import decoder_layers, named_linears, role, weight_view
+from symprune.pruning.calibrate import LayerRunner, gather
+from symprune.pruning.prune import make_mask
 
 PATTERNS = [Unstructured(0.5), Unstructured(0.6, "layer"), NM(2, 4), NM(4, 8)]
 
@@ -264,11 +264,11 @@ def test_a_run_that_ended_anywhere_continues_to_the_same_masks(tmp_path, monkeyp
             raise Killed
         return make_mask(*args)
 
-    monkeypatch.setitem(vars(sys.modules["symprune.prune"]), "make_mask", counted)
+    monkeypatch.setitem(vars(sys.modules["symprune.pruning.prune"]), "make_mask", counted)
     with pytest.raises(Killed):
         prune(copy.deepcopy(dense), windows, recipe, propagate, work=tmp_path / "work")
     made.clear()
-    monkeypatch.setitem(vars(sys.modules["symprune.prune"]), "make_mask", lambda *args: (made.append(args[0]), make_mask(*args))[1])
+    monkeypatch.setitem(vars(sys.modules["symprune.pruning.prune"]), "make_mask", lambda *args: (made.append(args[0]), make_mask(*args))[1])
     report = prune(dense, windows, recipe, propagate, work=tmp_path / "work", keep_masks=True)
     assert made == list(expected.masks)[killed_at // 7 * 7 :]  # what was finished is not made again
     assert report.linears == expected.linears

@@ -2,10 +2,11 @@
 
 import pytest
 
-from symprune import NM, Magnitude, Recipe, Unstructured, Wanda, paths
-from symprune.experiment import Experiment
-from symprune.reproduce import load_profile
-from symprune.results import read_lines
+from symprune import NM, Magnitude, Recipe, Unstructured, Wanda
+from symprune.base import paths
+from symprune.base.records import read_lines
+from symprune.measure.experiment import Experiment
+from symprune.paper.reproduce import load_profile
 
 
 @pytest.mark.parametrize(

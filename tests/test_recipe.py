@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symprune import NM, RI, RIA, DSnoT, LpNorm, Magnitude, Recipe, StochRIA, Unstructured, UserError, Wanda
-from symprune.masks import PATTERNS
-from symprune.recipe import method_dict, method_label, parse_method, parse_pattern, pattern_label
-from symprune.refine import REFINERS
-from symprune.results import run_key
-from symprune.scores import SCORES
+from symprune.base.records import run_key
+from symprune.methods.masks import PATTERNS
+from symprune.methods.recipe import method_dict, method_label, parse_method, parse_pattern, pattern_label
+from symprune.methods.refine import REFINERS
+from symprune.methods.scores import SCORES
 
 # Values that each hyperparameter may take; a hyperparameter that is not here fails the test of its method.
 VALUES = {

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from symprune import refine, swap
-from symprune.errors import UserError
-from symprune.masks import NM, Unstructured
-from symprune.refine import AS_PUBLISHED, REFINERS, DSnoT, R2DSnoT
-from symprune.stats import LayerStats, StatsAccumulator
-from symprune.swap import ExactSwap
+from symprune.base.errors import UserError
+from symprune.methods.masks import NM, Unstructured
+from symprune.methods.refine import REFINERS, dsnot, engine, exact_swap
+from symprune.methods.refine.dsnot import AS_PUBLISHED, DSnoT, R2DSnoT
+from symprune.methods.refine.exact_swap import ExactSwap
+from symprune.methods.stats import LayerStats, StatsAccumulator
 
 F64 = torch.float64
 NEUTRAL = {"relative": "none", "alpha": 1.0, "gamma_grow": 0.0, "gamma_prune": 0.0}
@@ -104,7 +104,7 @@ def refiners():
     yield DSnoT(threshold=0.2, threshold_scale="initial", max_cycles=4)
     yield R2DSnoT()
     yield AS_PUBLISHED
-    for relative in refine.RELATIVE:
+    for relative in dsnot.RELATIVE:
         yield R2DSnoT(relative=relative, keep_sign=relative == "both")
     for p in (0.5, 1.0, 2.0, math.inf):
         yield R2DSnoT(gamma_grow=0.3, gamma_prune=2.0, p=p)
@@ -157,7 +157,7 @@ def exact_cases(draw):
         "keep_sign": draw(st.booleans()),
     }
     own = {
-        "relative": draw(st.sampled_from(refine.RELATIVE)),
+        "relative": draw(st.sampled_from(dsnot.RELATIVE)),
         "alpha": draw(st.sampled_from([0.0, 1.0])),
         "gamma_grow": draw(st.sampled_from([0.0, 0.5])),
         "gamma_prune": draw(st.sampled_from([0.0, 2.0])),
@@ -204,16 +204,16 @@ def test_numpy_and_torch_select_the_same(pattern, monkeypatch):
     weight, mask, stats = random_case(12, 60, 200, torch.float32, pattern)
     for refiner in (DSnoT(), R2DSnoT(), DSnoT(max_cycles=5), DSnoT(max_cycles=500)):
         with monkeypatch.context() as patch:
-            patch.setattr(refine, "numpy_is_faster", lambda values: True)
+            patch.setattr(engine, "numpy_is_faster", lambda values: True)
             by_numpy = refiner(weight, mask, stats, pattern)
-            patch.setattr(refine, "numpy_is_faster", lambda values: False)
+            patch.setattr(engine, "numpy_is_faster", lambda values: False)
             assert torch.equal(refiner(weight, mask, stats, pattern), by_numpy)
 
 
 def test_parts_of_a_matrix_give_what_the_whole_gives(monkeypatch):
     weight, mask, stats = random_case(1, 50, 64)
     whole = R2DSnoT()(weight, mask, stats)
-    monkeypatch.setattr(refine, "PART", 7 * 64)
+    monkeypatch.setattr(dsnot, "PART", 7 * 64)
     assert torch.equal(R2DSnoT()(weight, mask, stats), whole)
 
 
@@ -464,7 +464,7 @@ def test_exact_swap_in_parts_and_without_a_gram_matrix(monkeypatch):
     weight, _, stats = gram_case(2, 30, 24)
     mask = Unstructured(0.6)(weight.abs())
     whole = ExactSwap()(weight, mask, stats)
-    monkeypatch.setattr(swap, "PART", 5 * 24)
+    monkeypatch.setattr(exact_swap, "PART", 5 * 24)
     assert torch.equal(ExactSwap()(weight, mask, stats), whole)
     with pytest.raises(UserError, match="gram=True"):
         ExactSwap()(weight, mask, random_case(0, 30, 24)[2])
@@ -495,8 +495,8 @@ def test_a_row_that_rounding_made_worse_is_as_it_was(monkeypatch):
     mask = Unstructured(0.6)(weight.abs())
     undisturbed = ExactSwap().run(weight, mask, stats)
     alone = ExactSwap().run(weight[7:8], mask[7:8], stats)
-    true, rounding = swap.objective, iter([0.0, 1e6])
-    monkeypatch.setattr(swap, "objective", lambda *given: true(*given) + next(rounding) * (torch.arange(30) == 7))
+    true, rounding = exact_swap.objective, iter([0.0, 1e6])
+    monkeypatch.setattr(exact_swap, "objective", lambda *given: true(*given) + next(rounding) * (torch.arange(30) == 7))
     refinement = ExactSwap().run(weight, mask, stats)
     assert torch.equal(refinement.mask[7], mask[7])
     assert not torch.equal(undisturbed.mask[7], mask[7])

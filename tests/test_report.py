@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from symprune import paths
-from symprune.report import asked, claims_page, save_report
-from symprune.reproduce import notebook_names
-from symprune.tables import VERDICTS, load_verdicts
+from symprune.base import paths
+from symprune.paper.report import asked, claims_page, save_report
+from symprune.paper.reproduce import notebook_names
+from symprune.paper.tables import VERDICTS, load_verdicts
 
 PUBLISHED = ("cpu", "cpu_full")
 

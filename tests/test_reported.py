@@ -1,12 +1,9 @@
 """Figures of others stand beside ours with their source, and are never mixed with them."""
 
-import tomllib
-from fnmatch import fnmatch
-
 import pandas as pd
 
-from symprune import SCORES, paths
-from symprune.reported import beside_reported, reported_figures
+from symprune import SCORES
+from symprune.paper.reported import beside_reported, reported_figures
 
 LLAMA2, LLAMA3 = "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B"
 
@@ -57,11 +54,3 @@ def test_two_sources_of_one_figure_are_two_rows():
     assert sorted(both["reported"]) == [22.89, 23.08]
     assert both["source"].nunique() == 2
     assert set(both["ours"]) == {"23.00"}
-
-
-def test_every_data_file_beside_the_modules_is_packaged():
-    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["symprune"]
-    others = [file.name for file in (paths.ROOT / "symprune").iterdir() if file.is_file() and file.suffix != ".py"]
-    assert {"reported.yaml", "dense.yaml", "claims.yaml"} <= set(others)
-    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in others)

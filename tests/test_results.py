@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from symprune import paths, results
-from symprune.results import Record, Store, provenance, run_key, write_whole
+from symprune.base import paths, records
+from symprune.base.files import write_whole
+from symprune.base.records import Record, Store, provenance, run_key
 
 RUN = {"model": {"name": "tiny", "weights": "00ff"}, "recipe": None, "calibration": None, "evaluation": {"seq_len": 32}}
 METRICS = {"perplexity": 12.5, "window_losses": [2.5, 2.625]}
@@ -51,7 +52,7 @@ def test_the_key_ignores_the_order_of_the_question_but_nothing_in_it():
 
 def test_a_new_protocol_asks_every_question_anew(store, monkeypatch):
     store.get_or_run(RUN, lambda: METRICS)
-    monkeypatch.setattr(results, "PROTOCOL", results.PROTOCOL + 1)
+    monkeypatch.setattr(records, "PROTOCOL", records.PROTOCOL + 1)
     assert store.get(RUN) is None
     assert store.get_or_run(RUN, lambda: {"perplexity": 1.0}).metrics == {"perplexity": 1.0}
     assert len(files(store)) == 2
@@ -102,7 +103,7 @@ def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkey
         raise OSError("disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.os, "replace", fail)
+        patch.setattr(records.os, "replace", fail)
         with pytest.raises(OSError, match="disk is full"):
             write_whole(file, "new")
     with pytest.raises(UnicodeEncodeError):
@@ -217,20 +218,20 @@ def test_records_from_before_there_were_checksums_are_read(store):
 
 
 def test_published_records_are_read_and_written_with_checksums(tmp_path):
-    published = results.read_lines(paths.results("cpu") / "records.jsonl")
+    published = records.read_lines(paths.results("cpu") / "records.jsonl")
     assert published
-    results.write_lines(tmp_path / "again.jsonl", published.values())
-    assert results.read_lines(tmp_path / "again.jsonl") == published
+    records.write_lines(tmp_path / "again.jsonl", published.values())
+    assert records.read_lines(tmp_path / "again.jsonl") == published
     text = (tmp_path / "again.jsonl").read_text()
     (tmp_path / "again.jsonl").write_text(text.replace('"jaccard": 0.9', '"jaccard": 0.8', 1))
     with pytest.raises(ValueError, match="checksum"):
-        results.read_lines(tmp_path / "again.jsonl")
+        records.read_lines(tmp_path / "again.jsonl")
 
 
 def test_a_full_disk_loses_nothing_that_was_finished(store, monkeypatch):
     kept = store.get_or_run(RUN, lambda: METRICS)
     before = files(store)
-    real = results.os.fdopen
+    real = records.os.fdopen
 
     def full(*args, **options):
         f = real(*args, **options)
@@ -249,7 +250,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(store, monkeypatch):
         return Full()
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.os, "fdopen", full)
+        patch.setattr(records.os, "fdopen", full)
         with pytest.raises(OSError, match="No space left"):
             store.get_or_run({**RUN, "recipe": "another"}, lambda: METRICS)
     assert files(store) == before

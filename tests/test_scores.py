@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from symprune.errors import UserError
-from symprune.masks import NM, Unstructured
-from symprune.norms import SAMPLERS, row_column_norms, sampled_norms
-from symprune.scores import RI, RIA, SCORES, GeneralDiagonal, LpNorm, Magnitude, OWanda, StochRIA, Symmetric, SymWanda, Wanda
-from symprune.stats import LayerStats, StatsAccumulator
+from symprune.base.errors import UserError
+from symprune.methods.masks import NM, Unstructured
+from symprune.methods.norms import SAMPLERS, row_column_norms, sampled_norms
+from symprune.methods.scores import RI, RIA, SCORES, GeneralDiagonal, LpNorm, Magnitude, OWanda, StochRIA, Symmetric, SymWanda, Wanda
+from symprune.methods.stats import LayerStats, StatsAccumulator
 
 CASES = {
     "magnitude": [Magnitude()],

@@ -10,15 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from symprune import UserError, paths
+from symprune import UserError
+from symprune.base import paths
+from symprune.base.records import provenance
 from symprune.cli import main
-from symprune.models import load_model, load_tokenizer
-from symprune.recipe import parse_method
-from symprune.reproduce import load_profile
-from symprune.results import provenance
-from symprune.scores import SCORES
+from symprune.methods.recipe import parse_method
+from symprune.methods.scores import SCORES
+from symprune.models.load import load_model, load_tokenizer
+from symprune.paper.reproduce import load_profile
 
-SOURCES = [*sorted((paths.ROOT / "symprune").glob("*.py")), *sorted(paths.NOTEBOOKS.glob("*.py"))]
+SOURCES = [*sorted((paths.ROOT / "symprune").rglob("*.py")), *sorted(paths.NOTEBOOKS.glob("*.py"))]
 # Each can run code from a file or a string.
 FORBIDDEN = {
     *("torch.load", "numpy.load", "np.load", "pd.read_pickle", "pandas.read_pickle"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symprune import StatsAccumulator
-from symprune.stats import Moments, Sum
+from symprune.methods.stats import Moments, Sum
 
 VECTORS = ("input_norm", "input_mean", "input_var", "input_var_within", "output_norm")
 

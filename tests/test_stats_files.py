@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from test_cli import call, refused, small  # noqa: F401 (fixtures)
 
-from symprune import Recipe, StatsAccumulator, Unstructured, UserError, Wanda, prune, stats_files
-from symprune.calibrate import accumulate, gather
-from symprune.data import digest
-from symprune.models import load_model, named_linears
-from symprune.recipe import NM
-from symprune.scores import RIA
-from symprune.stats import finish
-from symprune.stats_files import Calibration, load, merge, remembered, save
+from symprune import Recipe, StatsAccumulator, Unstructured, UserError, Wanda, prune
+from symprune.methods.recipe import NM
+from symprune.methods.scores import RIA
+from symprune.methods.stats import finish
+from symprune.models.layers import named_linears
+from symprune.models.load import load_model
+from symprune.pruning import stats_files
+from symprune.pruning.calibrate import accumulate, gather
+from symprune.pruning.stats_files import Calibration, load, merge, remembered, save
+from symprune.text.corpora import digest
 
 USES = frozenset({"input_norm", "output_norm", "gram"})
 ASKED = stats_files.asked("w", USES, dtype="float32", device="cpu", seq_len=12)

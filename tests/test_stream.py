@@ -10,13 +10,16 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from symprune import NM, RIA, Magnitude, R2DSnoT, Recipe, SymWanda, Unstructured, UserError, Wanda, paths, prune, save_masks, stream
-from symprune.calibrate import LayerRunner, gather
-from symprune.cost import Cost, Shape, plan
-from symprune.mask_files import PackedMasks
-from symprune.models import decoder_layers, load_model, named_linears, weight_view
-from symprune.stream import OnDisk, prune_checkpoint, skeleton
-from symprune.swap import ExactSwap
+from symprune import NM, RIA, Magnitude, R2DSnoT, Recipe, SymWanda, Unstructured, UserError, Wanda, prune, save_masks
+from symprune.base import paths
+from symprune.methods.refine.exact_swap import ExactSwap
+from symprune.models.layers import decoder_layers, named_linears, weight_view
+from symprune.models.load import load_model
+from symprune.pruning import stream
+from symprune.pruning.calibrate import LayerRunner, gather
+from symprune.pruning.cost import Cost, Shape, plan
+from symprune.pruning.mask_files import PackedMasks
+from symprune.pruning.stream import OnDisk, prune_checkpoint, skeleton
 
 WANDA = Recipe(Wanda(), Unstructured(0.5))
 
@@ -198,8 +201,8 @@ def test_masks_that_are_kept_count_one_bit_for_every_prunable_weight_and_are_cop
 PROGRAM = """
 import json, re, sys, torch
 from symprune import Recipe, Unstructured, Wanda
-from symprune.mask_files import PackedMasks
-from symprune.stream import prune_checkpoint
+from symprune.pruning.mask_files import PackedMasks
+from symprune.pruning.stream import prune_checkpoint
 name, out, memory, keep = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 plans, masks = [], PackedMasks() if keep else None
 how = {"memory": memory or None, "masks": masks, "planned": plans.append}

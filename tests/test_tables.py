@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symprune import figures, paths, tables
+from symprune.base import paths
+from symprune.paper import figures, tables
 
 SPREAD = [("wanda", "50%", 0, 20.0), ("wanda", "50%", 1, 22.0), ("wanda", "2:4", 0, 40.0), ("wanda", "2:4", 1, 44.0)]
 SINGLE = [("dense", "dense", None, 10.0), ("magnitude", "50%", None, 31.4159), ("magnitude", "2:4", None, 1234.5)]
@@ -310,7 +311,7 @@ def test_every_output_has_its_place_under_the_output_folder(tmp_path, monkeypatc
 
 
 def test_progress_is_announced_only_to_whoever_asked(tmp_path, monkeypatch):
-    from symprune import progress
+    from symprune.base import progress
 
     progress.announce("nobody listens", 0, 1)
     monkeypatch.setenv("SYMPRUNE_PROGRESS", str(tmp_path / "progress"))

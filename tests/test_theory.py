@@ -8,13 +8,13 @@ import torch
 from test_objective import layer
 
 from symprune import SCORES, LpNorm, Symmetric, Unstructured
-from symprune.calibrate import linear_activations
-from symprune.errors import UserError
-from symprune.models import named_linears, weight_view
-from symprune.norms import SAMPLERS
-from symprune.objective import PAIRS
-from symprune.stats import LayerStats
-from symprune.theory import mask_prediction, methods_table, removal_identity, sampling_reads, statistics_of, symwanda_agreement
+from symprune.base.errors import UserError
+from symprune.methods.norms import SAMPLERS
+from symprune.methods.objective import PAIRS
+from symprune.methods.stats import LayerStats
+from symprune.models.layers import named_linears, weight_view
+from symprune.paper.theory import mask_prediction, methods_table, removal_identity, sampling_reads, statistics_of, symwanda_agreement
+from symprune.pruning.calibrate import linear_activations
 
 CONSTRUCTIONS = [(name, construction) for name in SCORES for construction in PAIRS[name]]
 

@@ -5,15 +5,16 @@ import json
 import pytest
 from test_reproduce import notebook, project  # noqa: F401
 
-from symprune import UserError, paths
-from symprune.reproduce import reproduce
-from symprune.verify import first_difference, verify_report
+from symprune import UserError
+from symprune.base import paths
+from symprune.paper.reproduce import reproduce
+from symprune.paper.verify import first_difference, verify_report
 
 CODE = """
 import pandas as pd
-from symprune import paths
-from symprune.results import Store
-from symprune.tables import Verdict, save_table, save_verdicts
+from symprune.base import paths
+from symprune.base.records import Store
+from symprune.paper.tables import Verdict, save_table, save_verdicts
 record = Store(paths.records(profile)).get_or_run({"number": number}, lambda: {"x": 123.25 + number})
 save_table(pd.DataFrame({"method": ["wanda"], "x": [record.metrics["x"]]}).set_index("method"), profile, "00_first")
 save_verdicts([Verdict("less", "reproduced" if record.metrics["x"] < 200 else "not reproduced", "x")], profile, "00_first")

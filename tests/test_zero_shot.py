@@ -8,11 +8,13 @@ import re
 import pytest
 import torch
 
-from symprune import Magnitude, Recipe, Unstructured, UserError, Wanda, data, prune, zero_shot
-from symprune import experiment as module
-from symprune.experiment import Experiment
-from symprune.models import copy_weights, load_model, named_linears
-from symprune.tasks import CONTINUATION, TASKS, continuation_examples, identity, load_tasks
+from symprune import Magnitude, Recipe, Unstructured, UserError, Wanda, prune, zero_shot
+from symprune.measure import bench as module
+from symprune.measure.experiment import Experiment
+from symprune.models.layers import copy_weights, named_linears
+from symprune.models.load import load_model
+from symprune.text import corpora
+from symprune.text.tasks import CONTINUATION, TASKS, continuation_examples, identity, load_tasks
 
 FOLDER = os.environ.get("SYMPRUNE_DATA")  # before a fixture takes it away
 OFFICIAL = [name for name in TASKS if name != CONTINUATION]
@@ -56,7 +58,7 @@ def by_definition(model, tokenizer, n: int) -> tuple[list[bool], list[bool]]:
 
 
 def test_continuations_are_true_ones_among_others_of_the_same_article():
-    articles, titles = data.embedded_articles(), set(data.embedded_titles("evaluation"))
+    articles, titles = corpora.embedded_articles(), set(corpora.embedded_titles("evaluation"))
     rows = continuation_examples()
     assert len(rows) > 1000
     for row in rows:
@@ -168,7 +170,7 @@ def test_prompts_begin_as_the_text_of_perplexity_does(model, tokenizer, task, bo
     hook = model.register_forward_hook(lambda _, args, kwargs, __: first.append(args[0][:, 0].tolist()), with_kwargs=True)
     zero_shot(model, policy, task, limit=2, batch_size=1)
     hook.remove()
-    assert data.adds_bos(policy) is bos
+    assert corpora.adds_bos(policy) is bos
     assert {token == tokenizer.bos_token_id for (token,) in first} == {bos}
 
 
@@ -261,7 +263,7 @@ def test_the_model_is_pruned_as_for_perplexity_and_put_back(protocol, tokenizer,
     Experiment(**{**protocol, "seeds": [1]}).zero_shot([WANDA, None], [CONTINUATION], limit=1)
     model = load_model(protocol["models"][0])
     dense = copy_weights(model)
-    prune(model, data.calibration_windows(protocol["calibration_corpus"], tokenizer, 2, 32, 1), WANDA)
+    prune(model, corpora.calibration_windows(protocol["calibration_corpus"], tokenizer, 2, 32, 1), WANDA)
     expected = copy_weights(model)
     assert all(torch.equal(weights[0][name], expected[name]) for name in expected)
     assert all(torch.equal(weights[1][name], dense[name]) for name in dense)

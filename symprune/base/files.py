@@ -1,0 +1,74 @@
+"""Where results are written: a place that is free and large enough, and whole or not at all."""
+
+import contextlib
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from symprune.base.errors import UserError
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8) under another name and rename it into place, readable as any other file of this user's."""
+    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+        os.umask(umask := os.umask(0))
+        os.chmod(partial, 0o666 & ~umask)
+        os.replace(partial, file)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+_LOCK = ".lock"  # in a folder that is being filled, held by the process that fills it
+
+
+def require_free(target: Path, option: str) -> None:
+    """Raise UserError, with the option to choose otherwise by, if something lies there already or no folder can be made there."""
+    disk = _existing(target)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(target)  # a name that is too long is refused here, not after hours
+        raise UserError(f"{target} exists already: choose another {option}, or remove it")
+    if not disk.is_dir() or not os.access(disk, os.W_OK):
+        raise UserError(f"cannot make folders in {disk}: choose another {option}")
+
+
+def require_disk(target: Path, needed: int) -> None:
+    """Raise UserError if so many bytes are not free on the disk where `target` will lie; what a killed save of it left goes first."""
+    _remove_leftovers(target)
+    if needed > shutil.disk_usage(_existing(target)).free:
+        raise UserError(f"{target} needs {needed / 1e9:.1f} GB of disk, more than is free there: choose another --out")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A path on the disk of `out`, in a folder of its own, to fill and leave: a killed or failed save never looks like a finished one.
+
+    What a killed one left is removed by the next with the same `out`.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(out)
+    folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True)
+    with folder as work, FileLock(Path(work) / "lock"):
+        os.rename(Path(work) / "lock", Path(work) / _LOCK)  # it is held before it can be found
+        yield Path(work) / out.name
+        os.rename(Path(work) / out.name, out)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what processes that were killed while they saved to `out` left; the system took their locks with them."""
+    for lock in out.parent.glob(f".{glob.escape(out.name)}.*/{_LOCK}"):
+        with contextlib.suppress(Timeout, OSError), FileLock(lock, blocking=False):
+            shutil.rmtree(lock.parent)
+
+
+def _existing(target: Path) -> Path:
+    """The nearest thing above `target` that exists: in it the folders to come will be made."""
+    return next(folder for folder in target.absolute().parents if folder.exists())

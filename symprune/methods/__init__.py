@@ -1,0 +1,41 @@
+"""A weight, its statistics, and nothing else: scores, masks, refinements, and the objective they follow from."""
+
+from symprune.methods.masks import NM, Unstructured
+from symprune.methods.recipe import Recipe
+from symprune.methods.refine import DSnoT, ExactSwap, R2DSnoT
+from symprune.methods.scores import (
+    RI,
+    RIA,
+    SCORES,
+    GeneralDiagonal,
+    LpNorm,
+    Magnitude,
+    OWanda,
+    StochRIA,
+    Symmetric,
+    SymWanda,
+    Wanda,
+)
+from symprune.methods.stats import LayerStats, StatsAccumulator
+
+__all__ = [
+    "NM",
+    "RI",
+    "RIA",
+    "SCORES",
+    "DSnoT",
+    "ExactSwap",
+    "GeneralDiagonal",
+    "LayerStats",
+    "LpNorm",
+    "Magnitude",
+    "OWanda",
+    "R2DSnoT",
+    "Recipe",
+    "StatsAccumulator",
+    "StochRIA",
+    "SymWanda",
+    "Symmetric",
+    "Unstructured",
+    "Wanda",
+]

@@ -1,0 +1,127 @@
+"""What is done to a model, as plain data: a score, a pattern, and perhaps a refinement."""
+
+import ast
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from symprune.base.errors import UserError, unknown
+from symprune.methods.masks import NM, PATTERNS, Unstructured
+from symprune.methods.refine import REFINERS
+from symprune.methods.scores import SCORES
+
+_NAMES = {cls: name for registry in (SCORES, PATTERNS, REFINERS) for name, cls in registry.items()}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A score, the pattern its mask follows, and a training-free refinement of that mask (None: the mask as it is)."""
+
+    score: Any
+    pattern: Unstructured | NM = Unstructured()  # noqa: RUF009 (frozen, so shared safely)
+    refine: Any = None
+
+    @property
+    def label(self) -> str:
+        """The recipe in a line, hyperparameters shown where they differ from the default."""
+        refinement = f" + {method_label(self.refine)}" if self.refine else ""
+        return f"{method_label(self.score)}{refinement}, {pattern_label(self.pattern)}"
+
+    @property
+    def key(self) -> str:
+        """A hash that two recipes share only if they do the same."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """The fields of `LayerStats` that the score and the refinement read."""
+        return frozenset(self.score.uses) | frozenset(self.refine.uses if self.refine else ())
+
+    def to_dict(self) -> dict:
+        """Plain data from which `from_dict` makes an equal recipe."""
+        return {part: method_dict(method) if method else None for part, method in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict) -> "Recipe":
+        """The recipe that `to_dict` described; raises UserError for a name or a hyperparameter that is not known."""
+        registries = {"score": SCORES, "pattern": PATTERNS, "refine": REFINERS}
+        parts = {}
+        for part, method in plain.items():
+            if part not in registries:
+                raise unknown("part of a recipe", part, registries)
+            if isinstance(method, dict):
+                values = {field: value for field, value in method.items() if field != "name"}
+                parts[part] = build(part, method.get("name"), registries[part], values)
+            elif not (part == "refine" and method is None):
+                raise UserError(f"the {part} of a recipe is a name and its hyperparameters, not {method!r}")
+        if "score" not in parts:
+            raise UserError("a recipe needs a score")
+        return cls(**parts)
+
+
+def method_dict(method: Any) -> dict:
+    """Name and hyperparameters of a score, pattern or refiner: the same for equal ones, and JSON (which knows no infinity)."""
+    values = {f.name: float(value) if f.type is float else value for f, value in _fields(method)}
+    return {"name": _NAMES[type(method)], **{name: "inf" if value == float("inf") else value for name, value in values.items()}}
+
+
+def method_label(method: Any) -> str:
+    """`ria`, or `ria(alpha=1.0)` where a hyperparameter is not its default; `parse_method` reads it back."""
+    changed = [f"{f.name}={float(value) if f.type is float else value!r}" for f, value in _fields(method) if value != f.default]
+    return _NAMES[type(method)] + (f"({', '.join(changed)})" if changed else "")
+
+
+def pattern_label(pattern: Unstructured | NM) -> str:
+    """`2:4`, or `0.6 per output`."""
+    return f"{pattern.n}:{pattern.m}" if isinstance(pattern, NM) else f"{float(pattern.sparsity)!r} per {pattern.group}"
+
+
+def parse_method(kind: str, text: str, registry: dict) -> Any:
+    """A score or refiner from `name` or `name(field=literal, ...)`; raises UserError that names what is wrong."""
+    try:
+        tree = ast.parse(text.strip().replace("=inf", "='inf'"), mode="eval").body
+        call = tree if isinstance(tree, ast.Call) else ast.Call(func=tree, args=[], keywords=[])
+        if call.args or not isinstance(call.func, ast.Name):
+            raise ValueError
+        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read the {kind} {text!r}: write a name, or name(field=value, ...)") from error
+    return build(kind, call.func.id, registry, values)
+
+
+def parse_pattern(text: str, sparsity: float = 0.5, group: str = "output") -> Unstructured | NM:
+    """A pattern from `unstructured` or `n:m`; raises UserError otherwise."""
+    n, colon, m = text.partition(":")
+    if colon and n.isdecimal() and m.isdecimal():
+        return NM(int(n), int(m))
+    if text != "unstructured":
+        raise unknown("pattern", text, ["unstructured", "2:4", "4:8"])
+    return Unstructured(sparsity, group)
+
+
+def build(kind: str, name: Any, registry: dict, values: dict) -> Any:
+    """registry[name](**values), with every way to get it wrong as a UserError."""
+    if not isinstance(name, str) or name not in registry:
+        raise unknown(kind, name, registry)
+    known = {field.name: field.type for field in dataclasses.fields(registry[name])}
+    for field in values:
+        if field not in known:
+            raise (
+                unknown(f"hyperparameter of {name}", field, known)
+                if known
+                else UserError(f"{name} has no hyperparameters, not even {field!r}")
+            )
+    for field, value in values.items():
+        if known[field] is float and value == "inf":
+            values = values | {field: float("inf")}
+        elif not isinstance(value, (int, float) if known[field] is float else known[field]) or isinstance(value, bool) != (
+            known[field] is bool
+        ):
+            raise UserError(f"hyperparameter {field} of {name} must be of type {known[field].__name__}, not {value!r}")
+    return registry[name](**values)
+
+
+def _fields(method: Any) -> list[tuple[dataclasses.Field, Any]]:
+    return [(field, getattr(method, field.name)) for field in dataclasses.fields(method)]

