@@ -1,8 +1,10 @@
 """How many tokens of one forward pass keep this machine busy: calibration and perplexity by batch size.
 
-    python benchmarks/batch_size.py [--model embedded] [--device cpu] [--windows 8] [--seq-len 128 512] [--repeats 3]
+    python benchmarks/batch_size.py [--model embedded] [--device cpu] [--windows 8] [--seq-len 128 512]
+    [--repeats 3]
 
-Batch sizes take turns within a repeat; medians of the ratios to one window at a time. The bound of "auto" on a processor comes from here.
+Batch sizes take turns within a repeat; medians of the ratios to one window at a time. The bound of "auto" on
+a processor comes from here.
 """
 
 import argparse
@@ -29,7 +31,10 @@ def main() -> None:
     model, tokenizer = load_model(args.model, device=args.device), load_tokenizer(args.model)
     sizes = [2**i for i in range(args.windows.bit_length())]
     print(f"{args.model}, {args.windows} windows, {args.repeats} repeats, {provenance()['machine']}")
-    print(f"{'':<12} {'seq_len':>7} {'auto':>5} {'s of 1':>7}  " + " ".join(f"{'x' + str(size):>6}" for size in sizes))
+    print(
+        f"{'':<12} {'seq_len':>7} {'auto':>5} {'s of 1':>7}  "
+        + " ".join(f"{'x' + str(size):>6}" for size in sizes)
+    )
     for seq_len in args.seq_len:
         windows = calibration_windows("embedded", tokenizer, args.windows, seq_len, seed=0)
         for name, work in {"calibration": gather, "perplexity": perplexity}.items():
@@ -40,10 +45,17 @@ def main() -> None:
                     start = time.perf_counter()
                     work(model, windows, batch_size=size)
                     rounds[-1].append(time.perf_counter() - start)
-            ratios = [statistics.median(taken[i] / taken[0] for taken in rounds[1:]) for i in range(len(sizes))]  # the first warms up
+            # the first warms up
+            ratios = [
+                statistics.median(taken[i] / taken[0] for taken in rounds[1:]) for i in range(len(sizes))
+            ]
             one = statistics.median(taken[0] for taken in rounds[1:])
             auto = batch_size_of("auto", model, windows, logits=work is perplexity)
-            print(f"{name:<12} {seq_len:>7} {auto:>5} {one:>7.2f}  " + " ".join(f"{ratio:>6.2f}" for ratio in ratios), flush=True)
+            print(
+                f"{name:<12} {seq_len:>7} {auto:>5} {one:>7.2f}  "
+                + " ".join(f"{ratio:>6.2f}" for ratio in ratios),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""What n recipes cost on one model with one calibration, and what sequential propagation costs over two plain passes.
+"""What n recipes cost on one model with one calibration, and what sequential propagation costs over two plain
+passes.
 
     python benchmarks/calibrate_once.py [--model embedded] [--n-calib 4] [--seq-len 512] [--repeats 3]
 
-Everything alternates in one process; medians of ratios within a repeat. Bars: n recipes <= one calibration + n x 3 elementwise
-passes over the weights; sequential <= 1.15 x two plain passes over the decoder layers (scoring and masking taken out).
+Everything alternates in one process; medians of ratios within a repeat. Bars: n recipes <= one calibration +
+n x 3 elementwise passes over the weights; sequential <= 1.15 x two plain passes over the decoder layers
+(scoring and masking taken out).
 """
 
 import argparse
@@ -62,16 +64,29 @@ def main() -> None:
 
     rows: dict[str, list[tuple[float, float]]] = {}
     for repeat in range(args.repeats + 1):
-        one_pass, two_passes, touch = timed(lambda: gather(model, windows)), timed(lambda: plain(1)), timed(elementwise)
-        measured = {f"{n} recipes, one calibration": (timed(lambda n=n: many(n)), one_pass + 3 * n * touch) for n in (1, 4, 16)}
+        one_pass, two_passes, touch = (
+            timed(lambda: gather(model, windows)),
+            timed(lambda: plain(1)),
+            timed(elementwise),
+        )
+        measured = {
+            f"{n} recipes, one calibration": (timed(lambda n=n: many(n)), one_pass + 3 * n * touch)
+            for n in (1, 4, 16)
+        }
         stages = propagate()
         restore_weights(model, pristine)
         measured["sequential propagation, calibration and second pass"] = stages["calibrate"], two_passes
         measured["sequential propagation, scoring and masking too"] = sum(stages.values()), two_passes
         for name, pair in measured.items() if repeat else ():  # the first round warms up
             rows.setdefault(name, []).append(pair)
-    print(f"{args.model}, {args.n_calib} x {args.seq_len} tokens, {args.repeats} repeats, {provenance()['machine']}")
-    print(f"one elementwise pass over the weights: {touch:.3f} s; one calibration: {one_pass:.2f} s; two plain passes: {two_passes:.2f} s")
+    print(
+        f"{args.model}, {args.n_calib} x {args.seq_len} tokens, {args.repeats} repeats,"
+        f" {provenance()['machine']}"
+    )
+    print(
+        f"one elementwise pass over the weights: {touch:.3f} s; one calibration: {one_pass:.2f} s; two plain"
+        f" passes: {two_passes:.2f} s"
+    )
     print(f"{'':<54} {'median s':>9} {'bar s':>7} {'ratio':>6}")
     for name, pairs in rows.items():
         seconds, bar = (statistics.median(column) for column in zip(*pairs, strict=True))

@@ -1,8 +1,10 @@
-"""What gathering statistics costs: a pass over the decoder layers with statistics against the same pass without.
+"""What gathering statistics costs: a pass over the decoder layers with statistics against the same pass
+without.
 
     python benchmarks/calibration.py [--model embedded] [--n-calib 8] [--seq-len 512] [--repeats 5]
 
-The two passes alternate in one process; the ratio of their medians is what to quote. The bar is 1.15 for input statistics.
+The two passes alternate in one process; the ratio of their medians is what to quote. The bar is 1.15 for
+input statistics.
 """
 
 import argparse
@@ -45,7 +47,10 @@ def main() -> None:
             if repeat:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
     plain = statistics.median(seconds["plain"])
-    print(f"{args.model}, {args.n_calib} x {args.seq_len} tokens, {args.repeats} repeats, {provenance()['machine']}")
+    print(
+        f"{args.model}, {args.n_calib} x {args.seq_len} tokens, {args.repeats} repeats,"
+        f" {provenance()['machine']}"
+    )
     print(f"{'pass over the decoder layers with':<34} {'median s':>9} {'ratio':>6}")
     for name, values in seconds.items():
         print(f"{name:<34} {statistics.median(values):>9.2f} {statistics.median(values) / plain:>6.2f}")

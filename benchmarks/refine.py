@@ -1,9 +1,11 @@
-"""What refinement costs beside scoring and masking, and beside an implementation that sorts every row in full.
+"""What refinement costs beside scoring and masking, and beside an implementation that sorts every row in
+full.
 
     python benchmarks/refine.py [--layers 30] [--repeats 3]
 
-Weights of the embedded model's shapes, heavy-tailed and random; 60 % removed by |W| * x, then 50 cycles. Every linear is timed
-by each method in turn, in one process; the table sums each linear's median. Masks equal to the baseline's are asserted.
+Weights of the embedded model's shapes, heavy-tailed and random; 60 % removed by |W| * x, then 50 cycles.
+Every linear is timed by each method in turn, in one process; the table sums each linear's median. Masks equal
+to the baseline's are asserted.
 """
 
 import argparse
@@ -16,13 +18,23 @@ from symprune.methods.masks import Unstructured
 from symprune.methods.refine.dsnot import DSnoT, R2DSnoT
 from symprune.methods.stats import LayerStats
 
-SHAPES = {"q": (576, 576), "k": (192, 576), "v": (192, 576), "o": (576, 576), "gate": (1536, 576), "up": (1536, 576), "down": (576, 1536)}
+SHAPES = {
+    "q": (576, 576),
+    "k": (192, 576),
+    "v": (192, 576),
+    "o": (576, 576),
+    "gate": (1536, 576),
+    "up": (1536, 576),
+    "down": (576, 1536),
+}
 N_SAMPLES, SEQ_LEN = 128, 2048
 PATTERN = Unstructured(0.6)
 
 
 def random_linear(d_out: int, d_in: int, generator: torch.Generator) -> tuple[torch.Tensor, LayerStats]:
-    """Weights of Student's t, channels of log-normal scale with a mean of either sign: a few dominate, as in a language model."""
+    """Weights of Student's t, channels of log-normal scale with a mean of either sign: a few dominate, as in
+    a language model.
+    """
     normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     chi = normal(4, d_out, d_in).square().mean(0).sqrt()
     weight = 0.05 * normal(d_out, d_in) / chi
@@ -37,8 +49,12 @@ def score_and_mask(weight: torch.Tensor, stats: LayerStats) -> torch.Tensor:
     return PATTERN(weight.abs() * stats.input_norm)
 
 
-def three_full_sorts(weight: torch.Tensor, mask: torch.Tensor, stats: LayerStats, max_cycles: int = 50, threshold: float = 0.1):
-    """DSnoT the straightforward way: each row sorted once to grow and once for each sign to prune, then the cycles."""
+def three_full_sorts(
+    weight: torch.Tensor, mask: torch.Tensor, stats: LayerStats, max_cycles: int = 50, threshold: float = 0.1
+):
+    """DSnoT the straightforward way: each row sorted once to grow and once for each sign to prune, then the
+    cycles.
+    """
     k = weight * (stats.input_mean * SEQ_LEN)
     error = (k * ~mask).sum(1)
     gain = (weight.abs() * (stats.input_mean.abs() / stats.input_var_within)).masked_fill(mask, 0)
@@ -105,15 +121,22 @@ def main() -> None:
                     start = time.perf_counter()
                     masks[name] = method()
                     times[name].append(time.perf_counter() - start)
-            assert torch.equal(masks["dsnot"], masks["dsnot, rows sorted in full"]), f"masks differ in {shape}"
+            assert torch.equal(masks["dsnot"], masks["dsnot, rows sorted in full"]), (
+                f"masks differ in {shape}"
+            )
             assert not torch.equal(masks["dsnot"], mask)
             for name, values in times.items():
                 seconds[name] = seconds.get(name, 0.0) + statistics.median(values)
     n_weights = options.layers * sum(d_out * d_in for d_out, d_in in SHAPES.values())
-    print(f"{n_weights / 1e6:.1f} M weights, 60 % removed, 50 cycles, {torch.get_num_threads()} thread(s), torch {torch.__version__}")
+    print(
+        f"{n_weights / 1e6:.1f} M weights, 60 % removed, 50 cycles, {torch.get_num_threads()} thread(s),"
+        f" torch {torch.__version__}"
+    )
     print(f"{'':28}{'seconds':>9}{'x score and mask':>18}{'x dsnot':>9}")
     for name, value in seconds.items():
-        print(f"{name:28}{value:9.3f}{value / seconds['score and mask']:18.2f}{value / seconds['dsnot']:9.2f}")
+        print(
+            f"{name:28}{value:9.3f}{value / seconds['score and mask']:18.2f}{value / seconds['dsnot']:9.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What pruning costs on paper for the sizes of published models, from their shapes alone: the tables of docs/scaling.md.
+"""What pruning costs on paper for the sizes of published models, from their shapes alone: the tables of
+docs/scaling.md.
 
 python benchmarks/scaling.py
 """
@@ -32,7 +33,9 @@ def shape(size: str) -> Shape:
 
 
 def table() -> str:
-    """Markdown: 128 windows of 2048 tokens, weights and hidden states of 2 bytes, propagation through the pruned layers."""
+    """Markdown: 128 windows of 2048 tokens, weights and hidden states of 2 bytes, propagation through the
+    pruned layers.
+    """
     columns = {size: Cost(shape(size), 128, 2048, itemsize=2) for size in MODELS}
     grams = {size: Cost(cost.shape, 128, 2048, itemsize=2, gram=True) for size, cost in columns.items()}
     rows = {
@@ -43,7 +46,9 @@ def table() -> str:
         "scores and masks, GiB": [f"{c.scoring / GIB:.2f}" for c in columns.values()],
         "peak in memory, GiB": [f"{c.in_memory / GIB:.1f}" for c in columns.values()],
         "peak streamed, GiB": [f"{c.streamed(False) / GIB:.1f}" for c in columns.values()],
-        "peak streamed, hidden states on disk, GiB": [f"{c.streamed(True) / GIB:.1f}" for c in columns.values()],
+        "peak streamed, hidden states on disk, GiB": [
+            f"{c.streamed(True) / GIB:.1f}" for c in columns.values()
+        ],
         "Gram matrices of a decoder layer, GiB": [f"{c.grams / GIB:.1f}" for c in grams.values()],
         "operations, 10^15": [f"{c.operations / 1e15:.1f}" for c in columns.values()],
         "operations with Gram matrices, 10^15": [f"{c.operations / 1e15:.1f}" for c in grams.values()],

@@ -2,11 +2,12 @@
 
     python benchmarks/scores.py [--model PATH_OR_ID] [--threads N] [--repeats N]
 
-The yardstick is one elementwise pass over the same weights, `|W| * row * column` in place, and a copy. Repetitions of everything are
-interleaved and medians reported, so that a busy machine slows all rows of the table alike. The C library is told to keep freed memory:
-otherwise whether a result lands on fresh pages, which cost more than the arithmetic, is luck that differs from row to row.
-The bar: ratio at most 2.0 for each deterministic score.
-GB/s counts the weights read once and the scores written once, as does the copy; reads a score needs beyond that lower its figure.
+The yardstick is one elementwise pass over the same weights, `|W| * row * column` in place, and a copy.
+Repetitions of everything are interleaved and medians reported, so that a busy machine slows all rows of the
+table alike. The C library is told to keep freed memory: otherwise whether a result lands on fresh pages,
+which cost more than the arithmetic, is luck that differs from row to row. The bar: ratio at most 2.0 for each
+deterministic score. GB/s counts the weights read once and the scores written once, as does the copy; reads a
+score needs beyond that lower its figure.
 """
 
 import argparse
@@ -35,7 +36,10 @@ def model_weights(name: str) -> list[Tensor]:
     from symprune.models.layers import named_linears, weight_view
     from symprune.models.load import load_model
 
-    return [weight_view(linear).detach().float().contiguous() for linear in named_linears(load_model(name)).values()]
+    return [
+        weight_view(linear).detach().float().contiguous()
+        for linear in named_linears(load_model(name)).values()
+    ]
 
 
 def statistics_of(weight: Tensor) -> LayerStats:
@@ -46,8 +50,15 @@ def statistics_of(weight: Tensor) -> LayerStats:
 
 def deterministic() -> dict[str, object]:
     scores = {name: score() for name, score in SCORES.items() if score is not StochRIA}
-    extra = [SymWanda(balance="unit-mean"), Symmetric(squared=True), RIA(alpha=1.0), GeneralDiagonal(balance="unit-mean")]
-    return scores | {repr(score): score for score in [*extra, *(LpNorm(p=p) for p in (0.5, 2.0, 3.0, 4.0, float("inf")))]}
+    extra = [
+        SymWanda(balance="unit-mean"),
+        Symmetric(squared=True),
+        RIA(alpha=1.0),
+        GeneralDiagonal(balance="unit-mean"),
+    ]
+    return scores | {
+        repr(score): score for score in [*extra, *(LpNorm(p=p) for p in (0.5, 2.0, 3.0, 4.0, float("inf")))]
+    }
 
 
 def stochastic() -> dict[str, object]:
@@ -79,7 +90,9 @@ def measure(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="hub id or local folder (default: random weights of the shapes of a 135M model)")
+    parser.add_argument(
+        "--model", help="hub id or local folder (default: random weights of the shapes of a 135M model)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
@@ -102,12 +115,19 @@ def main() -> None:
     jobs = {"copy": over_all(lambda w, s: w.clone()), "elementwise pass": over_all(elementwise)}
     jobs |= {name: over_all(score) for name, score in (fixed | sampled).items()}
     seconds = measure(jobs, options.repeats)
-    patterns = {repr(p): p for p in (Unstructured(0.5, "output"), Unstructured(0.5, "layer"), NM(2, 4), NM(4, 8))}
-    selection = measure({name: over_all(lambda w, s, p=p: p(w)) for name, p in patterns.items()}, options.repeats)
+    patterns = {
+        repr(p): p for p in (Unstructured(0.5, "output"), Unstructured(0.5, "layer"), NM(2, 4), NM(4, 8))
+    }
+    selection = measure(
+        {name: over_all(lambda w, s, p=p: p(w)) for name, p in patterns.items()}, options.repeats
+    )
 
     entries = sum(weight.numel() for weight in weights)
     moved = 2 * sum(weight.numel() * weight.element_size() for weight in weights)
-    print(f"{len(weights)} linears, {entries / 1e6:.1f}M weights, {options.threads} threads, median of {options.repeats}")
+    print(
+        f"{len(weights)} linears, {entries / 1e6:.1f}M weights, {options.threads} threads, median of"
+        f" {options.repeats}"
+    )
     print(f"{'':44s}{'seconds':>9s}{'GB/s':>8s}{'ratio':>8s}")
     for name, value in (seconds | selection).items():
         ratio = value / seconds["elementwise pass"]

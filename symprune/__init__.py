@@ -1,6 +1,7 @@
 """symprune: symmetric pruning of large language models after training.
 
-The public names stand in `__init__.pyi`; each is imported when it is first asked for, so that `symprune --help` needs no torch.
+The public names stand in `__init__.pyi`; each is imported when it is first asked for, so that `symprune
+--help` needs no torch.
 """
 
 import lazy_loader

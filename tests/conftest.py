@@ -13,8 +13,16 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr("symprune.base.paths.statistics", lambda: tmp_path_factory.getbasetemp() / "statistics")
-    for name in ("SYMPRUNE_ROOT", "SYMPRUNE_OUTPUT", "SYMPRUNE_DATA", "SYMPRUNE_EXECUTOR", "SYMPRUNE_PROGRESS"):
+    monkeypatch.setattr(
+        "symprune.base.paths.statistics", lambda: tmp_path_factory.getbasetemp() / "statistics"
+    )
+    for name in (
+        "SYMPRUNE_ROOT",
+        "SYMPRUNE_OUTPUT",
+        "SYMPRUNE_DATA",
+        "SYMPRUNE_EXECUTOR",
+        "SYMPRUNE_PROGRESS",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -28,7 +36,9 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def checkpoint(tokenizer, tmp_path_factory) -> Path:
-    """A random Llama of two decoder layers and 128 positions with the embedded model's tokenizer, as save_pretrained writes it."""
+    """A random Llama of two decoder layers and 128 positions with the embedded model's tokenizer, as
+    save_pretrained writes it.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from symprune.models.load import quiet_transformers
@@ -59,7 +69,26 @@ def checkpoint(tokenizer, tmp_path_factory) -> Path:
 def corpus(tmp_path_factory) -> Path:
     """A text file of 3000 common words in random order."""
     rng = random.Random(0)
-    words = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "with", "as", "his", "they", "at", "be"]
+    words = [
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+        "is",
+        "that",
+        "it",
+        "was",
+        "for",
+        "on",
+        "are",
+        "with",
+        "as",
+        "his",
+        "they",
+        "at",
+        "be",
+    ]
     file = tmp_path_factory.mktemp("corpus") / "words.txt"
     file.write_text(" ".join(rng.choice(words) for _ in range(3000)))
     return file

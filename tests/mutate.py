@@ -2,7 +2,8 @@
 
     python tests/mutate.py methods.masks methods.scores --seconds 600
 
-Works on a copy of the package and its tests; not part of the test suite. Every mutant meets its module's tests, until one fails.
+Works on a copy of the package and its tests; not part of the test suite. Every mutant meets its module's
+tests, until one fails.
 """
 
 import argparse
@@ -38,7 +39,22 @@ FLIPS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
 AXIS_METHODS = {
-    *("sum", "flip", "cumsum", "any", "all", "argmax", "argmin", "mean", "amax", "amin", "squeeze", "unsqueeze", "sort", "size"),
+    *(
+        "sum",
+        "flip",
+        "cumsum",
+        "any",
+        "all",
+        "argmax",
+        "argmin",
+        "mean",
+        "amax",
+        "amin",
+        "squeeze",
+        "unsqueeze",
+        "sort",
+        "size",
+    ),
     *("gather", "scatter_", "argsort", "flatten"),
 }
 SIGN_METHODS = {"abs", "neg", "abs_", "neg_", "sign_"}  # left out by cloning instead
@@ -102,8 +118,14 @@ def _change(node: ast.AST, number: int) -> None:
 
 def _axes(call: ast.Call) -> list[ast.Constant]:
     by_name = [keyword.value for keyword in call.keywords if keyword.arg in ("dim", "axis")]
-    by_place = call.args[:1] if isinstance(call.func, ast.Attribute) and call.func.attr in AXIS_METHODS else []
-    return [value for value in [*by_name, *by_place] if isinstance(value, ast.Constant) and type(value.value) is int]
+    by_place = (
+        call.args[:1] if isinstance(call.func, ast.Attribute) and call.func.attr in AXIS_METHODS else []
+    )
+    return [
+        value
+        for value in [*by_name, *by_place]
+        if isinstance(value, ast.Constant) and type(value.value) is int
+    ]
 
 
 def _drops_sign(call: ast.Call) -> bool:
@@ -113,7 +135,9 @@ def _drops_sign(call: ast.Call) -> bool:
 def _new_axis(node: ast.Subscript) -> int | None:
     """Where x[:, None] has its None."""
     axes = node.slice.elts if isinstance(node.slice, ast.Tuple) else []
-    return next((i for i, axis in enumerate(axes) if isinstance(axis, ast.Constant) and axis.value is None), None)
+    return next(
+        (i for i, axis in enumerate(axes) if isinstance(axis, ast.Constant) and axis.value is None), None
+    )
 
 
 def _is_axis_of_shape(node: ast.Subscript) -> bool:
@@ -122,7 +146,9 @@ def _is_axis_of_shape(node: ast.Subscript) -> bool:
 
 
 def survives(copied: Path, tests: list[str], seconds: float) -> bool:
-    """Whether all tests pass in that copy of the project, in a process forked from this one; a hang counts as noticed."""
+    """Whether all tests pass in that copy of the project, in a process forked from this one; a hang counts as
+    noticed.
+    """
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -139,7 +165,9 @@ def survives(copied: Path, tests: list[str], seconds: float) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(TESTS)} (default: all)")
-    parser.add_argument("--seconds", type=float, default=3600, help="stop after that long (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=3600, help="stop after that long (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="order of the mutants (default: %(default)s)")
     args = parser.parse_args()
     import pytest  # noqa: F401 (imported once, before the forks)
@@ -155,7 +183,9 @@ def main() -> int:
             shutil.copytree(ROOT / part, copied / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copied)
         os.chdir(copied)
-        files = {module: package / Path(*module.split(".")).with_suffix(".py") for module in args.modules or TESTS}
+        files = {
+            module: package / Path(*module.split(".")).with_suffix(".py") for module in args.modules or TESTS
+        }
         chosen = [(module, *mutant) for module, file in files.items() for mutant in mutants(file.read_text())]
         random.Random(args.seed).shuffle(chosen)
         for module in {module for module, *_ in chosen}:

@@ -1,4 +1,6 @@
-"""Whatever is typed or found in a file: exit code 2, one line on stderr, nothing on stdout, no file made or touched."""
+"""Whatever is typed or found in a file: exit code 2, one line on stderr, nothing on stdout, no file made or
+touched.
+"""
 
 import re
 import shutil
@@ -12,7 +14,9 @@ from test_cli import contents
 from symprune.cli import main
 from symprune.models.load import MASKS
 
-GENERATED = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+GENERATED = settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,9 @@ def pruned(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def refused(capfd, tmp_path, monkeypatch, pruned):
-    """Runs a command in a folder with former work in it; it must be refused and leave everything as it was. Returns the line."""
+    """Runs a command in a folder with former work in it; it must be refused and leave everything as it was.
+    Returns the line.
+    """
     work = tmp_path / "work"
     if not work.exists():
         (work / "former").mkdir(parents=True)
@@ -52,16 +58,35 @@ def refused(capfd, tmp_path, monkeypatch, pruned):
 # Generated.
 
 words = st.text(string.ascii_letters + string.digits + "_=(),.:'\"[]{}- /\\*éλ\u2028\n\0", max_size=20)
-known_scores = {"magnitude", "wanda", "owanda", "symwanda", "symmetric", "ri", "ria", "lp_norm", "stochria", "general_diagonal"}
+known_scores = {
+    "magnitude",
+    "wanda",
+    "owanda",
+    "symwanda",
+    "symmetric",
+    "ri",
+    "ria",
+    "lp_norm",
+    "stochria",
+    "general_diagonal",
+}
 
 
-@given(words.filter(lambda text: text.partition("(")[0].strip() not in known_scores and not text.startswith("-")))
+@given(
+    words.filter(lambda text: text.partition("(")[0].strip() not in known_scores and not text.startswith("-"))
+)
 @GENERATED
 def test_a_score_that_is_none(refused, text):
     refused("prune", "embedded", "--out", "new", "--score", text)
 
 
-@given(words.filter(lambda text: text.strip() not in ("none", "dsnot", "r2dsnot") and not text.startswith("-") and "(" not in text))
+@given(
+    words.filter(
+        lambda text: (
+            text.strip() not in ("none", "dsnot", "r2dsnot") and not text.startswith("-") and "(" not in text
+        )
+    )
+)
 @GENERATED
 def test_a_refinement_that_is_none(refused, text):
     if text.strip() not in ("exact_swap", "exactswap"):
@@ -130,7 +155,9 @@ def test_a_truncated_mask_file(refused, tmp_path, checkpoint, pruned, data):
 # By hand.
 
 
-@pytest.mark.parametrize("command", [["apply", "MODEL", "MASKS", "--out", "former"], ["prune", "MODEL", "--out", "former"]])
+@pytest.mark.parametrize(
+    "command", [["apply", "MODEL", "MASKS", "--out", "former"], ["prune", "MODEL", "--out", "former"]]
+)
 def test_former_output_is_left_untouched(refused, checkpoint, pruned, command):
     line = refused(*[{"MODEL": checkpoint, "MASKS": pruned}.get(word, word) for word in command])
     assert "former exists already" in line
@@ -142,16 +169,28 @@ def test_former_output_is_left_untouched(refused, checkpoint, pruned, command):
         (["prune", "MODEL"], ["nothing to write", "--out", "--masks"]),
         (["prune", "MODEL", "--masks", "former"], ["former exists already: choose another --masks"]),
         (["prune", "MODEL", "--masks", "former/model.safetensors/m"], ["cannot make folders"]),
-        (["prune", "MODEL", "--score", "magnitude", "--out", "new", "--work", "former"], ["holds something else than a pruning run"]),
-        (["prune", "MODEL", "--score", "magnitude", "--out", "new", "--work", "former/model.safetensors"], ["is no folder"]),
-        (["prune", "MODEL", "--score", "magnitude", "--out", "new", "--layers-path", "model.blocks"], ["model.blocks", "model.layers"]),
+        (
+            ["prune", "MODEL", "--score", "magnitude", "--out", "new", "--work", "former"],
+            ["holds something else than a pruning run"],
+        ),
+        (
+            ["prune", "MODEL", "--score", "magnitude", "--out", "new", "--work", "former/model.safetensors"],
+            ["is no folder"],
+        ),
+        (
+            ["prune", "MODEL", "--score", "magnitude", "--out", "new", "--layers-path", "model.blocks"],
+            ["model.blocks", "model.layers"],
+        ),
         (["apply", "MODEL"], ["MASKS"]),
         (["apply", "MODEL", "PRUNED"], ["--out"]),
         (["apply", "MODEL", "nowhere", "--out", "new"], ["nowhere does not exist"]),
         (["apply", "MODEL", "former", "--out", "new"], ["does not exist: give a mask file"]),
         (["apply", "nowhere", "PRUNED", "--out", "new"], ["unknown model 'nowhere'"]),
         (["apply", "MODEL", "PRUNED", "--out", "new", "--dtype", "int4"], ["unknown dtype 'int4'"]),
-        (["apply", "MODEL", "PRUNED", "--out", "new", "--dtype", "bfloat16"], ["are not those that were pruned", "--other-weights"]),
+        (
+            ["apply", "MODEL", "PRUNED", "--out", "new", "--dtype", "bfloat16"],
+            ["are not those that were pruned", "--other-weights"],
+        ),
         (["apply", "MODEL", "PRUNED", "--out", "new", "--device", "cuda:99"], ["cuda:99"]),
         (["apply", "MODEL", "PRUNED", "--out", "former/model.safetensors/new"], ["cannot make folders"]),
         (["verify"], ["MASKS"]),
@@ -178,7 +217,9 @@ def test_by_hand(refused, checkpoint, pruned, argv, words):
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("change", ["kept weight", "removed weight", "tensor missing", "masks missing", "masks of another"])
+@pytest.mark.parametrize(
+    "change", ["kept weight", "removed weight", "tensor missing", "masks missing", "masks of another"]
+)
 def test_a_pruned_model_that_is_not_what_it_was(refused, pruned, tmp_path, change):
     from safetensors.torch import load_file, save_file
 
@@ -216,7 +257,18 @@ def test_what_is_right_is_not_refused(capsys, checkpoint, pruned, tmp_path):
     for argv in (
         ["verify", pruned],
         ["verify", pruned / MASKS, "--model", model],
-        ["prune", model, "--score", "magnitude", "--masks", masks, "--work", tmp_path / "work", "--layers-path", "model.layers"],
+        [
+            "prune",
+            model,
+            "--score",
+            "magnitude",
+            "--masks",
+            masks,
+            "--work",
+            tmp_path / "work",
+            "--layers-path",
+            "model.layers",
+        ],
         ["diff", pruned, masks],
         ["diff", pruned, masks, "--json"],
         ["apply", model, masks, "--out", out],

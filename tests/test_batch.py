@@ -36,7 +36,9 @@ def test_a_model_that_fills_the_memory_is_given_one_window(monkeypatch):
     assert batch_size_of("auto", tiny.model(), tiny.windows()) == 1
 
 
-@pytest.mark.parametrize(("seq_len", "device", "most"), [(12, "cpu", 32), (64, "cpu", 8), (12, "cuda", 1024), (64, "cuda", 256)])
+@pytest.mark.parametrize(
+    ("seq_len", "device", "most"), [(12, "cpu", 32), (64, "cpu", 8), (12, "cuda", 1024), (64, "cuda", 256)]
+)
 def test_no_more_than_the_device_is_kept_busy_by(seq_len, device, most):
     windows = torch.zeros(2000, seq_len, dtype=torch.long)
     assert batch_size_of("auto", tiny.model(), windows, device=device, room=2**40) == most
@@ -45,7 +47,9 @@ def test_no_more_than_the_device_is_kept_busy_by(seq_len, device, most):
 def test_it_depends_on_the_machine_and_not_on_what_runs_there(monkeypatch):
     model, windows = tiny.model(), tiny.windows(3)
     expected = batch_size_of("auto", model, windows)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"total": 24 * 2**30, "available": 0}))
+    monkeypatch.setattr(
+        "psutil.virtual_memory", lambda: type("Memory", (), {"total": 24 * 2**30, "available": 0})
+    )
     assert batch_size_of("auto", model, windows) == expected == batch_size_of("auto", model, windows[:1])
 
 
@@ -63,7 +67,10 @@ def test_what_takes_windows_takes_them_in_batches_of_that_size(monkeypatch):
     auto, two = (gather(model, windows, batch_size=size) for size in ("auto", 2))
     assert all(torch.equal(auto[name].input_norm, two[name].input_norm) for name in two)
     recipe = Recipe(RIA(), Unstructured(0.5))
-    auto, two = (prune(copy.deepcopy(model), windows, recipe, batch_size=size, keep_masks=True).masks for size in ("auto", 2))
+    auto, two = (
+        prune(copy.deepcopy(model), windows, recipe, batch_size=size, keep_masks=True).masks
+        for size in ("auto", 2)
+    )
     assert all(torch.equal(auto[name], two[name]) for name in two)
 
 

@@ -16,7 +16,11 @@ def forward_layer_outputs(model: nn.Module, batch: torch.Tensor) -> list[torch.T
     """What each decoder layer gives in a plain forward."""
     seen, handles = [], []
     for layer in decoder_layers(model):
-        handles.append(layer.register_forward_hook(lambda _, __, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])))
+        handles.append(
+            layer.register_forward_hook(
+                lambda _, __, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])
+            )
+        )
     with torch.no_grad():
         model(input_ids=batch, use_cache=False)
     for handle in handles:
@@ -58,7 +62,9 @@ def test_statistics_are_those_of_the_inputs_in_a_plain_forward(family):
 
         return hook
 
-    handles = [linear.register_forward_hook(remember(*seen[name])) for name, linear in named_linears(model).items()]
+    handles = [
+        linear.register_forward_hook(remember(*seen[name])) for name, linear in named_linears(model).items()
+    ]
     with torch.no_grad():
         for window in windows:
             model(input_ids=window[None], use_cache=False)
@@ -74,8 +80,12 @@ def test_statistics_are_those_of_the_inputs_in_a_plain_forward(family):
         torch.testing.assert_close(found.input_norm.double(), flat.norm(dim=0), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found.input_mean.double(), flat.mean(0), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found.input_var.double(), flat.var(0, correction=0), rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(found.input_var_within.double(), x.var(1, correction=0).mean(0), rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(found.output_norm.double(), y.flatten(0, -2).norm(dim=0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            found.input_var_within.double(), x.var(1, correction=0).mean(0), rtol=1e-4, atol=1e-6
+        )
+        torch.testing.assert_close(
+            found.output_norm.double(), y.flatten(0, -2).norm(dim=0), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_output_side_gradients_are_those_of_the_loss():
@@ -83,7 +93,8 @@ def test_output_side_gradients_are_those_of_the_loss():
     name, linear = list(named_linears(model).items())[4]
     d_out, _ = weight_view(linear).shape
     squares = torch.zeros(d_out, dtype=torch.float64)
-    for window in windows:  # the gradient with respect to an additive perturbation of the output, by definition
+    # the gradient with respect to an additive perturbation of the output, by definition
+    for window in windows:
         shift = torch.zeros(1, 8, d_out, requires_grad=True)
         handle = linear.register_forward_hook(lambda _, __, out, shift=shift: out + shift)
         model(input_ids=window[None], labels=window[None]).loss.backward()
@@ -107,7 +118,9 @@ def test_memory_does_not_depend_on_the_positions_a_model_could_take():
     assert all(hidden.shape[1] == 12 for hidden in runner.hidden)
 
 
-@pytest.mark.parametrize(("n", "seq_len", "named"), [(0, 4, "no windows"), (2, 0, "no windows"), (2, 65, "seq_len 65")])
+@pytest.mark.parametrize(
+    ("n", "seq_len", "named"), [(0, 4, "no windows"), (2, 0, "no windows"), (2, 65, "seq_len 65")]
+)
 def test_windows_the_model_cannot_take_are_refused(n, seq_len, named):
     with pytest.raises(UserError, match=named):
         gather(tiny.model(), torch.ones(n, seq_len, dtype=torch.long))
@@ -126,11 +139,14 @@ def test_linears_that_receive_the_same_tensor_share_one_gram_matrix_with_the_rig
     seen = {name: [] for name in named_linears(model)}
     handles = []
     for name, linear in named_linears(model).items():
-        handles.append(linear.register_forward_hook(lambda _, args, __, into=seen[name]: into.append(args[0])))
+        handles.append(
+            linear.register_forward_hook(lambda _, args, __, into=seen[name]: into.append(args[0]))
+        )
     stats = gather(model, windows, {"gram"})
     for handle in handles:
         handle.remove()
-    seen = {name: inputs[-3:] for name, inputs in seen.items()}  # the runner's entrance calls the first decoder layer once more
+    # the runner's entrance calls the first decoder layer once more
+    seen = {name: inputs[-3:] for name, inputs in seen.items()}
     for name, inputs in seen.items():
         x = torch.cat([tensor.reshape(-1, tensor.shape[-1]) for tensor in inputs]).double()
         torch.testing.assert_close(stats[name].gram.double(), x.T @ x, rtol=1e-5, atol=1e-5)
@@ -155,13 +171,19 @@ def test_linears_part_when_they_receive_different_tensors_later():
 
 def test_gram_matrices_that_do_not_fit_are_refused_before_they_are_gathered(monkeypatch):
     model, per_layer = tiny.model(), 4 * (3 * 32**2 + 48**2)
-    monkeypatch.setattr("symprune.pruning.calibrate.free_memory", lambda _: 8 * (32**2 + 48**2) + 4 * 48**2 - 1)
+    monkeypatch.setattr(
+        "symprune.pruning.calibrate.free_memory", lambda _: 8 * (32**2 + 48**2) + 4 * 48**2 - 1
+    )
     with pytest.raises(UserError, match=r"Gram matrices of one decoder layer.*q_proj"):
         gather(model, tiny.windows(1), {"gram"})
-    monkeypatch.setattr("symprune.pruning.calibrate.free_memory", lambda _: 2 * per_layer - 1 if tried else 10**9)
+    monkeypatch.setattr(
+        "symprune.pruning.calibrate.free_memory", lambda _: 2 * per_layer - 1 if tried else 10**9
+    )
     tried: list = []
     real = LayerRunner.accumulate
-    monkeypatch.setattr(LayerRunner, "accumulate", lambda *args, **options: tried.append(real(*args, **options)) or tried[-1])
+    monkeypatch.setattr(
+        LayerRunner, "accumulate", lambda *args, **options: tried.append(real(*args, **options)) or tried[-1]
+    )
     with pytest.raises(UserError, match="Gram matrices of 3 decoder layers"):
         gather(model, tiny.windows(1), {"gram"})
     assert len(tried) == 1

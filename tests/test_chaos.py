@@ -1,4 +1,6 @@
-"""Real processes on one folder, killed at any moment: what they leave is continued to the same bits, and none does another's work."""
+"""Real processes on one folder, killed at any moment: what they leave is continued to the same bits, and none
+does another's work.
+"""
 
 import json
 import multiprocessing
@@ -20,7 +22,8 @@ from symprune.base.records import Record, Store
 from symprune.cli import main
 
 RUN = {"model": "tiny", "recipe": "ria + dsnot"}
-# A moment of each stage: the event of the interpreter, the name it is about, and its how-manieth occurrence in an undisturbed run.
+# A moment of each stage: the event of the interpreter, the name it is about, and its how-manieth occurrence
+# in an undisturbed run.
 STAGES = {
     "before anything": ("call", "prune", 1),
     "noting what was asked": ("c_call", "chmod", 1),
@@ -69,7 +72,13 @@ def child(folder: Path, moment: tuple[str, str, int] | None) -> None:
     model = tiny.model()
 
     def measure() -> dict:
-        report = prune(model, tiny.windows(), Recipe(RIA(), Unstructured(0.5), DSnoT()), work=folder / "work", keep_masks=True)
+        report = prune(
+            model,
+            tiny.windows(),
+            Recipe(RIA(), Unstructured(0.5), DSnoT()),
+            work=folder / "work",
+            keep_masks=True,
+        )
         save_masks(folder / "masks.safetensors", report.masks, model)
         refined = {linear.name: linear.refined for linear in report.linears}
         return {"refined": refined, "perplexity": float(perplexity(model, tiny.windows(2, seed=9)))}
@@ -111,9 +120,13 @@ def saver(out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def start():
-    """Starts a function in a new process; all are forked from one that has imported what they need and computed nothing."""
+    """Starts a function in a new process; all are forked from one that has imported what they need and
+    computed nothing.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_chaos", "transformers.models.llama.modeling_llama", "symprune.pruning.calibrate"])
+    context.set_forkserver_preload(
+        ["test_chaos", "transformers.models.llama.modeling_llama", "symprune.pruning.calibrate"]
+    )
 
     def begin(function, *args) -> multiprocessing.Process:
         process = context.Process(target=function, args=args)
@@ -158,10 +171,16 @@ def test_a_run_killed_at_any_stage_is_continued_to_the_same_bits(attempt, undist
     assert not list((tmp_path / "records").glob("*.json"))
     assert attempt(child, tmp_path, None) == 0
     assert outcome(tmp_path) == outcome(undisturbed)
-    assert sorted(p.name for p in (tmp_path / "work").iterdir()) == [".lock", "asked.json", *(f"layer_00{i}.safetensors" for i in range(3))]
+    assert sorted(p.name for p in (tmp_path / "work").iterdir()) == [
+        ".lock",
+        "asked.json",
+        *(f"layer_00{i}.safetensors" for i in range(3)),
+    ]
 
 
-def test_a_run_killed_again_and_again_at_random_moments_ends_with_the_same_bits(attempt, undisturbed, tmp_path):
+def test_a_run_killed_again_and_again_at_random_moments_ends_with_the_same_bits(
+    attempt, undisturbed, tmp_path
+):
     rng, calls = random.Random(0), int((undisturbed / "calls").read_text())
     kills = chain = 0
     while kills < 20:
@@ -174,12 +193,15 @@ def test_a_run_killed_again_and_again_at_random_moments_ends_with_the_same_bits(
 
 
 def test_what_was_finished_is_not_computed_again(attempt, undisturbed, tmp_path):
-    assert attempt(child, tmp_path, ("call", "_mask_linear", 15)) == -signal.SIGKILL  # the first of the third layer
+    # the first of the third layer
+    assert attempt(child, tmp_path, ("call", "_mask_linear", 15)) == -signal.SIGKILL
     assert attempt(child, tmp_path, ("call", "_mask_linear", 8)) == 0  # seven are left
 
 
 @pytest.mark.parametrize("moment", [("c_call", "chmod", 4), ("c_call", "rename", 2)], ids=str)
-def test_a_command_killed_while_it_saves_leaves_no_model_and_ends_the_same(attempt, checkpoint, corpus, tmp_path, moment):
+def test_a_command_killed_while_it_saves_leaves_no_model_and_ends_the_same(
+    attempt, checkpoint, corpus, tmp_path, moment
+):
     def command(out: str) -> list[str]:
         line = [
             "prune",
@@ -206,7 +228,9 @@ def test_a_command_killed_while_it_saves_leaves_no_model_and_ends_the_same(attem
     assert attempt(child_of_cli, plain, None) == 0
     a, b = tmp_path / "a", tmp_path / "b"
     assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
-    assert {n: m.tolist() for n, m in load_masks(a).masks.items()} == {n: m.tolist() for n, m in load_masks(b).masks.items()}
+    assert {n: m.tolist() for n, m in load_masks(a).masks.items()} == {
+        n: m.tolist() for n, m in load_masks(b).masks.items()
+    }
     records = [Record.from_json((folder / "symprune.json").read_text()) for folder in (a, b)]
     assert records[0].run == records[1].run
     assert records[0].metrics["linears"] == records[1].metrics["linears"]
@@ -238,7 +262,9 @@ def test_the_lock_of_a_killed_process_dies_with_it(start, tmp_path):
     assert len(log.read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("clean", [lambda out: require_disk(out, 0), lambda out: save(out)], ids=["before", "while saving"])
+@pytest.mark.parametrize(
+    "clean", [lambda out: require_disk(out, 0), lambda out: save(out)], ids=["before", "while saving"]
+)
 def test_what_a_killed_save_left_is_removed_and_what_a_living_one_writes_is_not(start, tmp_path, clean):
     out, other = tmp_path / "model[1]", tmp_path / "model1"
     killed, living, neighbour = (start(saver, target) for target in (out, out, other))
@@ -272,5 +298,9 @@ def test_a_work_folder_serves_one_process_at_a_time(start, tmp_path, undisturbed
         process = start(child, tmp_path, None)
         process.join(60)
         assert process.exitcode == 1
-    with Journal(tmp_path / "work", asked), pytest.raises(UserError, match="another process works in"), Journal(tmp_path / "work", asked):
+    with (
+        Journal(tmp_path / "work", asked),
+        pytest.raises(UserError, match="another process works in"),
+        Journal(tmp_path / "work", asked),
+    ):
         pass

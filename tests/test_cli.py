@@ -22,7 +22,20 @@ from symprune.models.layers import named_linears
 from symprune.models.load import load_model, load_tokenizer
 from symprune.pruning.mask_files import load_masks
 
-COMMANDS = ["prune", "eval", "calibrate", "merge", "apply", "verify", "diff", "fetch", "reproduce", "verify-report", "render", "doctor"]
+COMMANDS = [
+    "prune",
+    "eval",
+    "calibrate",
+    "merge",
+    "apply",
+    "verify",
+    "diff",
+    "fetch",
+    "reproduce",
+    "verify-report",
+    "render",
+    "doctor",
+]
 
 
 def call(capsys, *argv: object) -> tuple[int, str, str]:
@@ -37,7 +50,9 @@ def call(capsys, *argv: object) -> tuple[int, str, str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones too; folders as empty entries."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))
+    }
 
 
 @pytest.fixture
@@ -64,7 +79,9 @@ _load_tokenizer_once = functools.cache(load_tokenizer)
 
 @pytest.fixture
 def small(checkpoint, corpus, monkeypatch):
-    """Arguments of a small prune, options appended override them; a tokenizer is read once for all of these tests."""
+    """Arguments of a small prune, options appended override them; a tokenizer is read once for all of these
+    tests.
+    """
     monkeypatch.setattr("symprune.models.load_tokenizer", _load_tokenizer_once)
     return ["prune", checkpoint, "--corpus", corpus, "--seq-len", 32, "--n-calib", 2, "--out", "out/pruned"]
 
@@ -95,7 +112,9 @@ def first_entry(value: float):
 # Good runs.
 
 
-def test_prune_saves_a_model_that_transformers_loads_with_its_zeros_and_its_record(capsys, tmp_path, small, checkpoint):
+def test_prune_saves_a_model_that_transformers_loads_with_its_zeros_and_its_record(
+    capsys, tmp_path, small, checkpoint
+):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = tmp_path / "new" / "pruned"
@@ -109,7 +128,10 @@ def test_prune_saves_a_model_that_transformers_loads_with_its_zeros_and_its_reco
         assert (weight == 0).sum(1).tolist() == [int(0.6 * weight.shape[1])] * weight.shape[0], name
         assert torch.equal(weight[weight != 0], before[weight != 0])
     assert torch.equal(pruned.get_input_embeddings().weight, dense.get_input_embeddings().weight)
-    assert AutoTokenizer.from_pretrained(out)("some text").input_ids == AutoTokenizer.from_pretrained(checkpoint)("some text").input_ids
+    assert (
+        AutoTokenizer.from_pretrained(out)("some text").input_ids
+        == AutoTokenizer.from_pretrained(checkpoint)("some text").input_ids
+    )
     record = Record.from_json((out / "symprune.json").read_text())
     assert Recipe.from_dict(record.run["recipe"]).label == "ria(alpha=1.0), 0.6 per output"
     assert record.run["calibration"]["n_calib"] == 2
@@ -134,7 +156,9 @@ def test_a_score_without_statistics_needs_no_calibration(capsys, tmp_path, small
 
 def test_eval_of_a_pruned_model_prints_one_json_object(capsys, tmp_path, small, corpus):
     call(capsys, *small, "--out", tmp_path / "pruned")
-    code, out, err = call(capsys, "eval", tmp_path / "pruned", "--corpus", corpus, "--seq-len", 32, "--n-eval", 3, "--json")
+    code, out, err = call(
+        capsys, "eval", tmp_path / "pruned", "--corpus", corpus, "--seq-len", 32, "--n-eval", 3, "--json"
+    )
     facts = json.loads(out)
     assert (code, err) == (0, "")
     assert (facts["windows"], facts["tokens"]) == (3, 96)
@@ -180,7 +204,15 @@ def test_json_of_doctor_is_one_object_with_a_verdict_for_everything(capsys, monk
     code, out, _ = call(capsys, "doctor", "--json")
     findings = json.loads(out)
     assert code == 0
-    assert {"processor", "memory", "disk", "GPU", "embedded model", "embedded corpus", "hub"} <= findings.keys()
+    assert {
+        "processor",
+        "memory",
+        "disk",
+        "GPU",
+        "embedded model",
+        "embedded corpus",
+        "hub",
+    } <= findings.keys()
     assert all(isinstance(finding["ok"], bool) and finding["found"] for finding in findings.values())
     assert findings["hub"]["ok"] is False
     assert "SYMPRUNE_DATA" in findings["hub"]["found"]
@@ -239,8 +271,14 @@ def test_help_lists_the_commands(capsys):
         (["--device", "meta"], ["'meta'"]),
         (["--device", "cuda:99"], ["'cuda:99'"]),
         (["--corpus", "wikitext"], ["unknown corpus 'wikitext'", "wikitext2"]),
-        (["--corpus", "wikitext2"], ["cannot reach the hub", "$SYMPRUNE_DATA/Salesforce/wikitext/wikitext-2-raw-v1/train.jsonl"]),
-        (["--corpus", "c4"], ["cannot reach the hub", "$SYMPRUNE_DATA/allenai/c4/en/c4-train.00000-of-01024.json.gz"]),
+        (
+            ["--corpus", "wikitext2"],
+            ["cannot reach the hub", "$SYMPRUNE_DATA/Salesforce/wikitext/wikitext-2-raw-v1/train.jsonl"],
+        ),
+        (
+            ["--corpus", "c4"],
+            ["cannot reach the hub", "$SYMPRUNE_DATA/allenai/c4/en/c4-train.00000-of-01024.json.gz"],
+        ),
         (["--seq-len", "129"], ["seq_len 129", "128 positions"]),
         (["--seq-len", "100000"], ["too short", "100000"]),
         (["--seq-len", "0"], ["--seq-len", "at least 1"]),
@@ -327,7 +365,9 @@ def test_junk_in_place_of_weights_is_refused(refused, checkpoint, corpus, tmp_pa
     assert "not a readable safetensors file" in refused("eval", folder, "--corpus", corpus, "--seq-len", 32)
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_not_filled_with_random_numbers(refused, checkpoint, corpus, tmp_path):
+def test_a_checkpoint_that_lacks_a_tensor_is_not_filled_with_random_numbers(
+    refused, checkpoint, corpus, tmp_path
+):
     folder = broken(checkpoint, tmp_path / "model", **{"model.layers.1.mlp.up_proj.weight": None})
     line = refused("eval", folder, "--corpus", corpus, "--seq-len", 32)
     assert "model.layers.1.mlp.up_proj.weight" in line
@@ -335,22 +375,32 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_filled_with_random_numbers(refu
 
 
 def test_a_checkpoint_of_another_shape_is_refused(refused, checkpoint, corpus, tmp_path):
-    folder = broken(checkpoint, tmp_path / "model", **{"model.layers.1.mlp.up_proj.weight": lambda w: w[:8].clone()})
+    folder = broken(
+        checkpoint, tmp_path / "model", **{"model.layers.1.mlp.up_proj.weight": lambda w: w[:8].clone()}
+    )
     assert str(folder) in refused("eval", folder, "--corpus", corpus, "--seq-len", 32)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("score", ["magnitude", "ria"])
 def test_a_weight_that_is_not_finite_is_named(refused, small, checkpoint, tmp_path, value, score):
-    folder = broken(checkpoint, tmp_path / "model", **{"model.layers.1.mlp.down_proj.weight": first_entry(value)})
+    folder = broken(
+        checkpoint, tmp_path / "model", **{"model.layers.1.mlp.down_proj.weight": first_entry(value)}
+    )
     line = refused(small[0], folder, *small[2:], "--score", score)
     assert "NaN or inf" in line
     assert "model.layers.1.mlp.down_proj" in line
 
 
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
-def test_activations_that_are_not_finite_name_the_linear_that_receives_them(refused, small, checkpoint, tmp_path, propagate):
-    folder = broken(checkpoint, tmp_path / "model", **{"model.layers.1.post_attention_layernorm.weight": first_entry(float("inf"))})
+def test_activations_that_are_not_finite_name_the_linear_that_receives_them(
+    refused, small, checkpoint, tmp_path, propagate
+):
+    folder = broken(
+        checkpoint,
+        tmp_path / "model",
+        **{"model.layers.1.post_attention_layernorm.weight": first_entry(float("inf"))},
+    )
     line = refused(small[0], folder, *small[2:], "--propagate", propagate)
     assert "NaN or inf in the inputs of" in line
     assert "mlp.gate_proj" in line
@@ -480,13 +530,20 @@ def test_the_real_command_refuses_and_serves(checkpoint, corpus, tmp_path):
     def command(*argv: object) -> subprocess.CompletedProcess:
         line = [str(Path(sys.executable).with_name("symprune")), *map(str, argv)]
         return subprocess.run(
-            line, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONWARNINGS": "ignore"}, timeout=60
+            line,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            timeout=60,
         )
 
     bad = command("prune", "organisation/no-such-model", "--out", "out")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert re.fullmatch(r"symprune: error: cannot reach the hub .+\n", bad.stderr)
-    good = command("prune", checkpoint, "--corpus", corpus, "--seq-len", 32, "--n-calib", 2, "--out", "out", "--json")
+    good = command(
+        "prune", checkpoint, "--corpus", corpus, "--seq-len", 32, "--n-calib", 2, "--out", "out", "--json"
+    )
     assert (good.returncode, good.stderr) == (0, "")
     assert json.loads(good.stdout)["out"] == "out"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

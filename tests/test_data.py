@@ -1,4 +1,6 @@
-"""Calibration and evaluation windows: the embedded corpus, hub corpora in a local folder, files, and the published samplers."""
+"""Calibration and evaluation windows: the embedded corpus, hub corpora in a local folder, files, and the
+published samplers.
+"""
 
 import bz2
 import gzip
@@ -70,7 +72,10 @@ def test_every_article_is_dealt_to_one_split_by_the_hash_of_its_title():
     splits = {name: corpora.embedded_titles(name) for name in corpora.SPLITS}
     assert sorted(title for titles in splits.values() for title in titles) == sorted(articles)
     for rank, title in enumerate(order):
-        assert title in splits["calibration" if rank % 10 < 6 else "validation" if rank % 10 < 8 else "evaluation"]
+        assert (
+            title
+            in splits["calibration" if rank % 10 < 6 else "validation" if rank % 10 < 8 else "evaluation"]
+        )
 
 
 def test_embedded_articles_are_prose_without_markup():
@@ -83,7 +88,11 @@ def test_embedded_articles_are_prose_without_markup():
 
 def test_a_gensim_without_its_test_data_is_named(tmp_path, monkeypatch):
     (tmp_path / "__init__.py").touch()
-    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda _: type("Spec", (), {"origin": str(tmp_path / "__init__.py")}))
+    monkeypatch.setattr(
+        corpora.importlib.util,
+        "find_spec",
+        lambda _: type("Spec", (), {"origin": str(tmp_path / "__init__.py")}),
+    )
     corpora.embedded_articles.cache_clear()
     with pytest.raises(UserError, match="gensim"):
         corpora.embedded_articles()
@@ -171,7 +180,9 @@ def test_sizes_must_be_positive(documents, n_calib, seq_len):
 def test_windows_of_the_embedded_corpus_come_from_its_calibration_articles(tokenizer):
     windows = corpora.calibration_windows("embedded", tokenizer, 3, 64, seed=0)
     articles = corpora.embedded_articles()
-    of_split = {split: [articles[title] for title in corpora.embedded_titles(split)] for split in corpora.SPLITS}
+    of_split = {
+        split: [articles[title] for title in corpora.embedded_titles(split)] for split in corpora.SPLITS
+    }
     for window in windows:
         words = tokenizer.decode(window)[5:-5]  # a window may begin within a word
         assert any(words in text for text in of_split["calibration"])
@@ -309,9 +320,14 @@ def test_wikitext_is_joined_into_one_text_for_calibration_as_published(mirror):
 
 def test_without_hub_and_folder_the_message_says_what_to_provide_and_comes_at_once(mirror):
     start = time.perf_counter()
-    with pytest.raises(UserError, match=r"cannot reach the hub .* \$SYMPRUNE_DATA/Salesforce/wikitext/wikitext-2-raw-v1/test.jsonl"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot reach the hub .* \$SYMPRUNE_DATA/Salesforce/wikitext/wikitext-2-raw-v1/test.jsonl",
+    ):
         corpora.documents("wikitext2", "evaluation")
-    with pytest.raises(UserError, match=r"\$SYMPRUNE_DATA/allenai/c4/en/c4-train.00000-of-01024.json.gz.*'embedded'"):
+    with pytest.raises(
+        UserError, match=r"\$SYMPRUNE_DATA/allenai/c4/en/c4-train.00000-of-01024.json.gz.*'embedded'"
+    ):
         corpora.documents("c4", "calibration")
     assert time.perf_counter() - start < 10
 

@@ -1,4 +1,6 @@
-"""A model that accelerate dispatched, layer by layer, is calibrated, pruned and evaluated to the bits of one on a single device."""
+"""A model that accelerate dispatched, layer by layer, is calibrated, pruned and evaluated to the bits of one
+on a single device.
+"""
 
 import copy
 
@@ -15,7 +17,11 @@ from symprune.models.layers import decoder_layers, named_linears
 from symprune.models.load import load_model
 from symprune.pruning.calibrate import gather
 
-RECIPES = [Recipe(RIA(), Unstructured(0.5)), Recipe(Wanda(), Unstructured(0.6), R2DSnoT()), Recipe(Wanda(), Unstructured(0.5), ExactSwap())]
+RECIPES = [
+    Recipe(RIA(), Unstructured(0.5)),
+    Recipe(Wanda(), Unstructured(0.6), R2DSnoT()),
+    Recipe(Wanda(), Unstructured(0.5), ExactSwap()),
+]
 
 
 def dispatched(model):
@@ -42,7 +48,9 @@ def test_dispatched_layers_are_pruned_to_the_same_bits(recipe, propagate):
 
 def test_gradients_pass_through_dispatched_layers():
     plain, windows = tiny.model(), tiny.windows(2)
-    expected, found = (gather(m, windows, {"output_norm"}, output_side="gradients") for m in (plain, dispatched(plain)))
+    expected, found = (
+        gather(m, windows, {"output_norm"}, output_side="gradients") for m in (plain, dispatched(plain))
+    )
     assert all(torch.equal(found[name].output_norm, expected[name].output_norm) for name in expected)
 
 
@@ -54,11 +62,16 @@ def test_auto_without_a_gpu_is_the_cpu(checkpoint, monkeypatch):
     plain = load_model(str(checkpoint))
     for one in (model, plain):
         prune(one, windows, RECIPES[0])
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
 
 
 def test_an_experiment_on_all_devices_keeps_the_records_of_one(protocol):
-    auto, plain = (Experiment(**protocol, device=device).run([None, *RECIPES[:1]]) for device in (ALL_GPUS, "cpu"))
+    auto, plain = (
+        Experiment(**protocol, device=device).run([None, *RECIPES[:1]]) for device in (ALL_GPUS, "cpu")
+    )
     assert auto["record"].tolist() == plain["record"].tolist()
 
 

@@ -10,7 +10,16 @@ from packaging.version import Version
 
 from symprune.base import paths
 
-NAMED_FOR_CONDA = ["torch", "transformers", "lm-eval", "jupyterlab", "jupytext", "papermill", "nbval", "matplotlib"]
+NAMED_FOR_CONDA = [
+    "torch",
+    "transformers",
+    "lm-eval",
+    "jupyterlab",
+    "jupytext",
+    "papermill",
+    "nbval",
+    "matplotlib",
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +30,9 @@ def project() -> dict:
 @pytest.fixture(scope="module")
 def requirements(project) -> dict[str, Requirement]:
     """Every requirement of the package and its extras by name."""
-    lines = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    lines = project["dependencies"] + [
+        line for extra in project["optional-dependencies"].values() for line in extra
+    ]
     return {requirement.name: requirement for requirement in map(Requirement, lines)}
 
 
@@ -42,7 +53,9 @@ def pip_section(conda: dict) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMED_FOR_CONDA)
 def test_environment_yml_asks_for_what_pyproject_asks_for(conda, requirements, name):
-    listed = {Requirement(line).name: Requirement(line) for line in pip_section(conda) if not line.startswith("-e")}
+    listed = {
+        Requirement(line).name: Requirement(line) for line in pip_section(conda) if not line.startswith("-e")
+    }
     assert listed.keys() == set(NAMED_FOR_CONDA)
     assert listed[name].specifier == requirements[name].specifier
     assert listed[name].extras == requirements[name].extras
@@ -55,14 +68,18 @@ def test_environment_yml_installs_the_package_with_every_extra(conda, project):
 
 
 def test_environment_yml_takes_a_python_that_the_package_takes(conda, project):
-    (python,) = [entry for entry in conda["dependencies"] if isinstance(entry, str) and entry.startswith("python")]
+    (python,) = [
+        entry for entry in conda["dependencies"] if isinstance(entry, str) and entry.startswith("python")
+    ]
     assert Requirement(f"python{project['requires-python']}").specifier.contains(python.split("=")[1])
 
 
 def test_the_lock_satisfies_every_requirement_of_the_package(lock, requirements):
     versions: dict[str, list[Version]] = {}
     for pin in lock:
-        versions.setdefault(pin.name.lower().replace("_", "-"), []).append(Version(str(pin.specifier).removeprefix("==")))
+        versions.setdefault(pin.name.lower().replace("_", "-"), []).append(
+            Version(str(pin.specifier).removeprefix("=="))
+        )
     for name, requirement in requirements.items():
         assert versions.get(name.lower()), f"{name} is not in the lock"
         assert all(version in requirement.specifier for version in versions[name.lower()]), name

@@ -1,4 +1,6 @@
-"""Experiments measured elsewhere leave the records that one process leaves, each measured once, whoever dies."""
+"""Experiments measured elsewhere leave the records that one process leaves, each measured once, whoever
+dies.
+"""
 
 import json
 import os
@@ -36,7 +38,10 @@ def protocol(protocol, tmp_path, monkeypatch) -> dict:
 
 def answers(experiment: Experiment) -> dict:
     """What the records of an experiment say, without times and places."""
-    return {r.key: {name: value for name, value in r.metrics.items() if not name.startswith("seconds")} for r in experiment.store}
+    return {
+        r.key: {name: value for name, value in r.metrics.items() if not name.startswith("seconds")}
+        for r in experiment.store
+    }
 
 
 def command(*words: str, root: Path, **variables: str) -> subprocess.Popen:
@@ -44,7 +49,11 @@ def command(*words: str, root: Path, **variables: str) -> subprocess.Popen:
     program = "import sys; from symprune.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "SYMPRUNE_ROOT": str(root), "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(
-        [sys.executable, "-c", program, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -79,7 +88,10 @@ def test_what_a_dead_process_was_measuring_is_waited_for_and_taken_over(protocol
     asked = experiment._perplexity_questions(protocol["models"][0], WANDA, 0)
     lock = experiment.store.folder / ".locks" / f"{run_key(asked[0])}.lock"
     lock.parent.mkdir(parents=True)
-    holding = f"import time; from filelock import FileLock; FileLock({str(lock)!r}).acquire(); print('held', flush=True); time.sleep(600)"
+    holding = (
+        f"import time; from filelock import FileLock; FileLock({str(lock)!r}).acquire(); print('held',"
+        " flush=True); time.sleep(600)"
+    )
     other = subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     there_when_killed = []
@@ -98,7 +110,8 @@ def test_what_a_dead_process_was_measuring_is_waited_for_and_taken_over(protocol
     rows = experiment.run(RECIPES)
     killer.join()
     assert len(rows) == 6
-    assert set(rows["record"]) - set(there_when_killed) == {run_key(asked[0])}  # the others did not wait for it
+    # the others did not wait for it
+    assert set(rows["record"]) - set(there_when_killed) == {run_key(asked[0])}
 
 
 NOTEBOOK = """# ---
@@ -143,30 +156,48 @@ save_table(more[["method", "seed", "perplexity", "record"]], profile, "02_more")
 
 @pytest.fixture
 def project(tmp_path, checkpoint, corpus, monkeypatch) -> Path:
-    """A project of one notebook with two experiments, which writes down the key of every record that it measures."""
+    """A project of one notebook with two experiments, which writes down the key of every record that it
+    measures.
+    """
     root = tmp_path / "project"
     for folder in ("notebooks", "papermill_params"):
         (root / folder).mkdir(parents=True)
     values = {"profile": "smoke", "models": [str(checkpoint)], "calibration_corpus": str(corpus)}
     (root / "papermill_params/smoke.yaml").write_text(yaml.safe_dump(values))
     (root / "notebooks/02_toy.py").write_text(NOTEBOOK.replace("{log!r}", repr(str(tmp_path / "measured"))))
-    for name, folder in {"ROOT": root, "NOTEBOOKS": root / "notebooks", "PARAMS": root / "papermill_params"}.items():
+    for name, folder in {
+        "ROOT": root,
+        "NOTEBOOKS": root / "notebooks",
+        "PARAMS": root / "papermill_params",
+    }.items():
         monkeypatch.setattr(f"symprune.base.paths.{name}", folder)
     return root
 
 
-def test_two_shards_measure_everything_once_and_leave_the_drawing_to_a_plain_run(project, tmp_path, monkeypatch):
+def test_two_shards_measure_everything_once_and_leave_the_drawing_to_a_plain_run(
+    project, tmp_path, monkeypatch
+):
     measured = tmp_path / "measured"
     # Each shard in a folder of its own but for the output, as on two machines.
     shards = [
-        command("reproduce", "--profile", "smoke", "--json", "--shard", f"{i}/2", root=project, SYMPRUNE_CACHE=str(tmp_path / f"cache{i}"))
+        command(
+            "reproduce",
+            "--profile",
+            "smoke",
+            "--json",
+            "--shard",
+            f"{i}/2",
+            root=project,
+            SYMPRUNE_CACHE=str(tmp_path / f"cache{i}"),
+        )
         for i in (1, 2)
     ]
     said = [shard.communicate(timeout=300) for shard in shards]
     assert [shard.returncode for shard in shards] == [0, 0], said
     assert all(json.loads(out)["records"] == str(project / "results/smoke/records") for out, _ in said)
     keys = measured.read_text().split()
-    assert len(keys) == len(set(keys)) == 8  # dense, magnitude, wanda and ria twice; magnitude is shared, wanda twice more
+    # dense, magnitude, wanda and ria twice; magnitude is shared, wanda twice more
+    assert len(keys) == len(set(keys)) == 8
     assert {path.name for path in (project / "results/smoke").iterdir()} == {"records"}
     assert not (project / "figures").exists()
 
@@ -175,9 +206,16 @@ def test_two_shards_measure_everything_once_and_leave_the_drawing_to_a_plain_run
     tables = {file.stem: pd.read_csv(file) for file in (project / "figures/smoke").glob("table_*.csv")}
     assert tables.keys() == {"table_02_toy", "table_02_more"}
     monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path / "alone"))
-    shape = {name: yaml.safe_load((project / "papermill_params/smoke.yaml").read_text())[name] for name in ("models", "calibration_corpus")}
-    alone = Experiment("smoke", **shape, evaluation_corpus=shape["calibration_corpus"], n_calib=2, n_eval=2, seq_len=32).run(TOY)
-    assert tables["table_02_toy"]["perplexity"].tolist() == pytest.approx(alone["perplexity"].tolist(), rel=1e-12)
+    shape = {
+        name: yaml.safe_load((project / "papermill_params/smoke.yaml").read_text())[name]
+        for name in ("models", "calibration_corpus")
+    }
+    alone = Experiment(
+        "smoke", **shape, evaluation_corpus=shape["calibration_corpus"], n_calib=2, n_eval=2, seq_len=32
+    ).run(TOY)
+    assert tables["table_02_toy"]["perplexity"].tolist() == pytest.approx(
+        alone["perplexity"].tolist(), rel=1e-12
+    )
     assert tables["table_02_toy"]["record"].tolist() == alone["record"].tolist()
 
 
@@ -186,14 +224,18 @@ def test_a_shard_that_fails_says_where_and_its_notebook_is_kept(project, capsys)
     file.write_text(file.read_text().split("# %%\nfrom")[0] + "# %%\nraise ArithmeticError('no')\n")
     assert main(["reproduce", "--profile", "smoke", "--json", "--shard", "2/2"]) == 1
     failed = project / "results/smoke/02_toy.failed.ipynb"
-    assert f"notebook 02_toy failed in cell 2 with ArithmeticError: no; see {failed}" in capsys.readouterr().err
+    assert (
+        f"notebook 02_toy failed in cell 2 with ArithmeticError: no; see {failed}" in capsys.readouterr().err
+    )
     assert failed.exists()
 
 
 # What the command line passes on.
 
 
-@pytest.mark.parametrize("executor", [Ray(), Ray(address="ray://head:10001", num_gpus=0.5, retries=0), Shard(2, 4)])
+@pytest.mark.parametrize(
+    "executor", [Ray(), Ray(address="ray://head:10001", num_gpus=0.5, retries=0), Shard(2, 4)]
+)
 def test_an_executor_is_read_back_from_the_environment(executor, monkeypatch):
     monkeypatch.setenv("SYMPRUNE_EXECUTOR", executors.to_text(executor))
     assert executors.from_environment() == executor
@@ -211,7 +253,10 @@ def test_an_executor_is_read_back_from_the_environment(executor, monkeypatch):
 )
 def test_reproduce_is_told_who_measures(words, expected, monkeypatch, capsys):
     told = []
-    monkeypatch.setattr("symprune.paper.reproduce.reproduce", lambda *_, executor, **__: told.append(executor) or Path("report.html"))
+    monkeypatch.setattr(
+        "symprune.paper.reproduce.reproduce",
+        lambda *_, executor, **__: told.append(executor) or Path("report.html"),
+    )
     assert main(["reproduce", *words]) == 0
     assert told == [expected]
 
@@ -257,7 +302,8 @@ def cluster():
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns
-        for attempts_left in (2, 1, 0):  # its daemons have to be up within fixed times, which a busy machine may miss
+        # its daemons have to be up within fixed times, which a busy machine may miss
+        for attempts_left in (2, 1, 0):
             try:
                 ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
                 break
@@ -269,7 +315,9 @@ def cluster():
         ray.shutdown()
 
 
-def test_ray_leaves_the_records_of_a_local_run_and_a_killed_worker_is_replaced(cluster, protocol, tmp_path, monkeypatch):
+def test_ray_leaves_the_records_of_a_local_run_and_a_killed_worker_is_replaced(
+    cluster, protocol, tmp_path, monkeypatch
+):
     here = Experiment(**{**protocol, "profile": "here"})
     expected = here.run(RECIPES)
     there = Experiment(**{**protocol, "profile": "there"})
@@ -279,7 +327,8 @@ def test_ray_leaves_the_records_of_a_local_run_and_a_killed_worker_is_replaced(c
         def measure_or_die(model, recipe, seed):
             with open(log, "a") as file:
                 file.write(f"{seed} {os.getpid()}\n")
-            if (recipe, seed) == (asked[-1][1], 1) and not killed.exists():  # the last of this group: the one before is on record
+            # the last of this group: the one before is on record
+            if (recipe, seed) == (asked[-1][1], 1) and not killed.exists():
                 killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             measure(model, recipe, seed)
@@ -299,11 +348,13 @@ def test_ray_leaves_the_records_of_a_local_run_and_a_killed_worker_is_replaced(c
     assert [seed for seed, _ in workers].count("1") == 4
     first = there.store.get(there._perplexity_questions(protocol["models"][0], WANDA, 1)[0])
     file = there.store.folder / f"{first.key}.json"
-    assert file.stat().st_mtime <= killed.stat().st_mtime  # what was on record when it died was not measured again
+    # what was on record when it died was not measured again
+    assert file.stat().st_mtime <= killed.stat().st_mtime
 
 
 def test_what_a_task_raises_is_raised_here_after_the_others_have_ended(cluster, protocol):
-    experiment = Experiment(**{**protocol, "seq_len": 200, "eval_seq_len": 32})  # longer than the model's positions
+    # longer than the model's positions
+    experiment = Experiment(**{**protocol, "seq_len": 200, "eval_seq_len": 32})
     with pytest.raises(UserError, match=r"^seq_len 200 is above the 128 positions"):
         experiment.run([WANDA, None], executor=Ray())
 
@@ -329,12 +380,19 @@ def test_zero_shot_scores_of_workers_are_those_of_a_local_run(cluster, protocol,
 
 
 def test_reproduce_sends_its_work_to_the_cluster_at_an_address(cluster, project, tmp_path):
-    """From a process that is none of the cluster's: the notebook's kernel measures nothing, and draws what the workers left."""
+    """From a process that is none of the cluster's: the notebook's kernel measures nothing, and draws what
+    the workers left.
+    """
     address = cluster.get_runtime_context().gcs_address
-    asked = command("reproduce", "--profile", "smoke", "--json", "--executor", "ray", "--address", address, root=project)
+    asked = command(
+        "reproduce", "--profile", "smoke", "--json", "--executor", "ray", "--address", address, root=project
+    )
     _, err = asked.communicate(timeout=300)
     assert asked.returncode == 0, err
     records = list(Store(project / "results/smoke/records"))
     assert len(records) == 8
     assert not (tmp_path / "measured").exists()  # the kernel would have written down what it measures
-    assert {file.stem for file in (project / "figures/smoke").glob("table_*.csv")} == {"table_02_toy", "table_02_more"}
+    assert {file.stem for file in (project / "figures/smoke").glob("table_*.csv")} == {
+        "table_02_toy",
+        "table_02_more",
+    }

@@ -1,4 +1,6 @@
-"""An experiment measures every question once, resumes where it stopped, and names records by all they depend on."""
+"""An experiment measures every question once, resumes where it stopped, and names records by all they depend
+on.
+"""
 
 import shutil
 
@@ -62,7 +64,9 @@ def test_a_second_run_measures_nothing_and_does_not_load_the_model(protocol, mea
 
 
 def test_equal_recipes_are_asked_once(protocol, measured):
-    rows = Experiment(**{**protocol, "seeds": [0]}).run([Recipe(RIA(alpha=1)), Recipe(RIA(alpha=1.0)), Recipe(RIA(alpha=1.0))])
+    rows = Experiment(**{**protocol, "seeds": [0]}).run(
+        [Recipe(RIA(alpha=1)), Recipe(RIA(alpha=1.0)), Recipe(RIA(alpha=1.0))]
+    )
     assert len(rows) == len(measured) == 1
 
 
@@ -98,7 +102,10 @@ def test_after_an_error_the_same_experiment_measures_the_next_recipe_on_whole_we
         patch.setattr(module, "perplexity", fail)
         with pytest.raises(RuntimeError, match="after pruning"):
             experiment.record(protocol["models"][0], MAGNITUDE)
-    assert experiment.record(protocol["models"][0], WANDA, 0).metrics["perplexity"] == expected.metrics["perplexity"]
+    assert (
+        experiment.record(protocol["models"][0], WANDA, 0).metrics["perplexity"]
+        == expected.metrics["perplexity"]
+    )
 
 
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
@@ -112,7 +119,10 @@ def test_weights_are_put_back_so_the_order_of_recipes_does_not_matter(protocol, 
 
 
 def test_profiles_that_ask_the_same_share_their_keys(protocol):
-    keys = [Experiment(**{**protocol, **change}).record(protocol["models"][0], None).key for change in ({}, {"profile": "other"})]
+    keys = [
+        Experiment(**{**protocol, **change}).record(protocol["models"][0], None).key
+        for change in ({}, {"profile": "other"})
+    ]
     assert keys[0] == keys[1]
 
 
@@ -127,16 +137,24 @@ def test_profiles_that_ask_the_same_share_their_keys(protocol):
         ({"batch_size": 2}, False, False),
     ],
 )
-def test_a_key_changes_with_what_its_answer_depends_on_and_with_nothing_else(protocol, change, dense_changes, magnitude_changes):
+def test_a_key_changes_with_what_its_answer_depends_on_and_with_nothing_else(
+    protocol, change, dense_changes, magnitude_changes
+):
     def keys(**changes):
         bench = Experiment(**{**protocol, **changes})._set_up(protocol["models"][0])
         return [Record(bench.question(recipe, 0), {}, {}).key for recipe in (None, MAGNITUDE, WANDA)]
 
     before, after = keys(), keys(**change)
-    assert [a != b for a, b in zip(before, after, strict=True)] == [dense_changes, magnitude_changes, change != {"batch_size": 2}]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [
+        dense_changes,
+        magnitude_changes,
+        change != {"batch_size": 2},
+    ]
 
 
-def test_a_key_changes_with_the_weights_and_with_the_corpus_under_the_same_name(protocol, checkpoint, corpus, tmp_path):
+def test_a_key_changes_with_the_weights_and_with_the_corpus_under_the_same_name(
+    protocol, checkpoint, corpus, tmp_path
+):
     model, text = tmp_path / "model", tmp_path / "text.txt"
     shutil.copytree(checkpoint, model)
     shutil.copy(corpus, text)
@@ -163,11 +181,15 @@ def test_statistics_of_the_dense_model_are_gathered_once_for_many_recipes(protoc
         return real(model, windows, uses, **options)
 
     monkeypatch.setattr(module, "accumulate", watched)
-    Experiment(**{**protocol, "propagate": "dense", "seeds": [0]}).run([None, WANDA, Recipe(RIA()), RIA_NM, MAGNITUDE])
+    Experiment(**{**protocol, "propagate": "dense", "seeds": [0]}).run(
+        [None, WANDA, Recipe(RIA()), RIA_NM, MAGNITUDE]
+    )
     assert gathered == [{"input_norm"}]
 
 
-def test_statistics_of_the_dense_model_serve_other_processes_and_are_gathered_again_if_damaged(protocol, tmp_path, monkeypatch):
+def test_statistics_of_the_dense_model_serve_other_processes_and_are_gathered_again_if_damaged(
+    protocol, tmp_path, monkeypatch
+):
     dense = {**protocol, "propagate": "dense", "seeds": [0]}
     model = protocol["models"][0]
     first = Experiment(**dense).record(model, WANDA)
@@ -184,7 +206,10 @@ def test_statistics_of_the_dense_model_serve_other_processes_and_are_gathered_ag
 def test_gradients_are_another_question_than_activations(protocol):
     dense = {**protocol, "propagate": "dense", "seeds": [0]}
     model = protocol["models"][0]
-    sides = [Experiment(**{**dense, "output_side": side}).record(model, Recipe(SymWanda())) for side in ("activations", "gradients")]
+    sides = [
+        Experiment(**{**dense, "output_side": side}).record(model, Recipe(SymWanda()))
+        for side in ("activations", "gradients")
+    ]
     assert sides[0].key != sides[1].key
     assert sides[0].metrics["perplexity"] != sides[1].metrics["perplexity"]
     assert [side.run["calibration"]["output_side"] for side in sides] == ["activations", "gradients"]
@@ -193,7 +218,8 @@ def test_gradients_are_another_question_than_activations(protocol):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"output_side": "gradients"}, "needs propagate 'dense'"),  # else activations would be measured and called gradients
+        # else activations would be measured and called gradients
+        ({"output_side": "gradients"}, "needs propagate 'dense'"),
         ({"output_side": "gradient"}, "unknown output_side 'gradient': did you mean gradients"),
         ({"propagate": "prune"}, "unknown propagate 'prune': did you mean pruned"),
         ({"seeds": []}, "at least one model and one seed"),
@@ -216,7 +242,11 @@ def test_a_grid_reports_its_progress_to_whoever_asked(protocol, tmp_path, monkey
     Experiment(**protocol).run([None, WANDA])
     reports = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()]
     assert [(report["done"], report["total"]) for report in reports] == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert ["dense" in reports[0]["label"], WANDA.label in reports[1]["label"], "seed 1" in reports[2]["label"]] == [True] * 3
+    assert [
+        "dense" in reports[0]["label"],
+        WANDA.label in reports[1]["label"],
+        "seed 1" in reports[2]["label"],
+    ] == [True] * 3
 
 
 def test_two_models_are_measured_one_after_the_other(protocol, checkpoint, tmp_path, monkeypatch):
@@ -226,5 +256,7 @@ def test_two_models_are_measured_one_after_the_other(protocol, checkpoint, tmp_p
     monkeypatch.setattr(models, "load_model", lambda name, *args: loaded.append(name) or real(name, *args))
     rows = Experiment(**{**protocol, "models": [str(checkpoint), str(other)]}).run([None, MAGNITUDE, WANDA])
     assert loaded == [str(checkpoint), str(other)]
-    assert rows["model"].tolist() == [str(checkpoint), str(other)] * 2 + [str(checkpoint)] * 2 + [str(other)] * 2
+    assert (
+        rows["model"].tolist() == [str(checkpoint), str(other)] * 2 + [str(checkpoint)] * 2 + [str(other)] * 2
+    )
     assert rows["record"].is_unique

@@ -1,4 +1,6 @@
-"""A fetched folder is what the tasks and corpora read, is resumed where it stopped, and its manifest tells a changed file."""
+"""A fetched folder is what the tasks and corpora read, is resumed where it stopped, and its manifest tells a
+changed file.
+"""
 
 import gzip
 import hashlib
@@ -14,16 +16,28 @@ from symprune.text.fetch import MANIFEST, NAMES, fetch
 from symprune.text.tasks import load_tasks
 
 ROWS = {
-    ("aps/super_glue", "boolq", "validation"): [{"passage": "Ice is cold.", "question": "is ice cold", "label": 1}],
-    ("nyu-mll/glue", "rte", "validation"): [{"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0}],
+    ("aps/super_glue", "boolq", "validation"): [
+        {"passage": "Ice is cold.", "question": "is ice cold", "label": 1}
+    ],
+    ("nyu-mll/glue", "rte", "validation"): [
+        {"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0}
+    ],
     ("Rowan/hellaswag", "default", "validation"): [
-        {"ctx_a": "A man sits.", "ctx_b": "he", "activity_label": "Sit", "endings": ["a", "b", "c", "d"], "label": "2"}
+        {
+            "ctx_a": "A man sits.",
+            "ctx_b": "he",
+            "activity_label": "Sit",
+            "endings": ["a", "b", "c", "d"],
+            "label": "2",
+        }
     ],
     ("allenai/winogrande", "winogrande_xl", "validation"): [
         {"sentence": "Ann saw Bea so _ ran.", "option1": "Ann", "option2": "Bea", "answer": "1"}
     ],
     **{
-        ("allenai/ai2_arc", config, "test"): [{"question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}]
+        ("allenai/ai2_arc", config, "test"): [
+            {"question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
+        ]
         for config in ("ARC-Easy", "ARC-Challenge")
     },
     ("allenai/openbookqa", "main", "test"): [
@@ -82,11 +96,19 @@ def test_a_fetched_folder_serves_every_task_and_corpus(hub, tmp_path, monkeypatc
     for name, task in tasks.items():
         task.build_all_requests(limit=1, rank=0, world_size=1)
         prompts[name] = [request.args for request in task.instances]
-    assert prompts["boolq"] == [("Ice is cold.\nQuestion: is ice cold?\nAnswer:", choice) for choice in (" no", " yes")]
-    assert prompts["rte"] == [("It rains.\nQuestion: It is wet. True or False?\nAnswer:", choice) for choice in (" True", " False")]
+    assert prompts["boolq"] == [
+        ("Ice is cold.\nQuestion: is ice cold?\nAnswer:", choice) for choice in (" no", " yes")
+    ]
+    assert prompts["rte"] == [
+        ("It rains.\nQuestion: It is wet. True or False?\nAnswer:", choice) for choice in (" True", " False")
+    ]
     assert prompts["hellaswag"] == [("Sit: A man sits. He", f" {ending}") for ending in "abcd"]
     assert prompts["winogrande"] == [(f"Ann saw Bea so {name}", " ran.") for name in ("Ann", "Bea")]
-    assert prompts["arc_easy"] == prompts["arc_challenge"] == [("Question: Why?\nAnswer:", f" {choice}") for choice in "xy"]
+    assert (
+        prompts["arc_easy"]
+        == prompts["arc_challenge"]
+        == [("Question: Why?\nAnswer:", f" {choice}") for choice in "xy"]
+    )
     assert prompts["openbookqa"] == [("To é", f" {choice}") for choice in "xy"]
 
 
@@ -111,7 +133,9 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(hub, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "load_dataset", dies_at_rte)
-        with pytest.raises(UserError, match=r"cannot fetch nyu-mll/glue/rte/validation.jsonl: run this where .* kept"):
+        with pytest.raises(
+            UserError, match=r"cannot fetch nyu-mll/glue/rte/validation.jsonl: run this where .* kept"
+        ):
             fetch(out, ["boolq", "rte"])
     assert not [path for path in contents(out) if "rte" in path]
     done = fetch(out, ["boolq", "rte"])
@@ -148,7 +172,10 @@ def test_the_command_says_what_it_wrote_and_what_to_set(hub, tmp_path, capsys):
     assert main(["fetch", "--out", str(tmp_path / "data"), "boolq", "rte"]) == 0
     out, err = capsys.readouterr()
     assert out == f"2 files written, 0 were there: set SYMPRUNE_DATA={tmp_path / 'data'}\n"
-    assert err.splitlines() == ["fetching aps/super_glue/boolq/validation.jsonl", "fetching nyu-mll/glue/rte/validation.jsonl"]
+    assert err.splitlines() == [
+        "fetching aps/super_glue/boolq/validation.jsonl",
+        "fetching nyu-mll/glue/rte/validation.jsonl",
+    ]
     assert main(["fetch", "--out", str(tmp_path / "data"), "boolq", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["kept"] == ["aps/super_glue/boolq/validation.jsonl"]

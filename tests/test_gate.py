@@ -1,4 +1,6 @@
-"""A model whose dense perplexity is not the expected one is not pruned, and what cannot be compared is recorded with a warning."""
+"""A model whose dense perplexity is not the expected one is not pruned, and what cannot be compared is
+recorded with a warning.
+"""
 
 import json
 import warnings
@@ -45,14 +47,19 @@ def dense(protocol, checkpoint) -> float:
 
 
 @pytest.mark.parametrize("factor", [1.02, 0.98])
-def test_outside_the_tolerance_nothing_is_pruned_and_nothing_goes_on_record(protocol, expect, dense, monkeypatch, factor):
+def test_outside_the_tolerance_nothing_is_pruned_and_nothing_goes_on_record(
+    protocol, expect, dense, monkeypatch, factor
+):
     def never(*_, **__):
         raise AssertionError("not to be pruned")
 
     monkeypatch.setattr(module, "prune", never)
     expect(dense * factor)
     experiment = Experiment(**protocol)
-    for run in (lambda: experiment.record("some/model", RECIPE), lambda: experiment.zero_shot([RECIPE], ["continuation"], limit=1)):
+    for run in (
+        lambda: experiment.record("some/model", RECIPE),
+        lambda: experiment.zero_shot([RECIPE], ["continuation"], limit=1),
+    ):
         with pytest.raises(UserError) as caught:
             run()
         line = str(caught.value)
@@ -72,9 +79,13 @@ def test_outside_the_tolerance_nothing_is_pruned_and_nothing_goes_on_record(prot
     assert list(experiment.store) == []
 
 
-def test_within_the_tolerance_the_dense_model_is_measured_first_and_once(protocol, expect, dense, monkeypatch):
+def test_within_the_tolerance_the_dense_model_is_measured_first_and_once(
+    protocol, expect, dense, monkeypatch
+):
     order, real = [], module.Bench.measure
-    monkeypatch.setattr(module.Bench, "measure", lambda bench, recipe, seed: order.append(recipe) or real(bench, recipe, seed))
+    monkeypatch.setattr(
+        module.Bench, "measure", lambda bench, recipe, seed: order.append(recipe) or real(bench, recipe, seed)
+    )
     expect(dense * 1.02, tolerance=0.03)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -109,7 +120,9 @@ def test_of_a_folder_nothing_is_expected_and_the_dense_model_is_not_measured(pro
 
 def test_stored_values_are_unambiguous_and_that_of_the_embedded_model_is_the_published_one():
     entries = dense_gate._entries()
-    assert len({json.dumps([entry["model"], entry["protocol"]], sort_keys=True) for entry in entries}) == len(entries)
+    assert len({json.dumps([entry["model"], entry["protocol"]], sort_keys=True) for entry in entries}) == len(
+        entries
+    )
     for entry in entries:
         assert entry.keys() == {"model", "protocol", "perplexity", "tolerance", "source"}
         assert entry["protocol"].keys() == {"corpus", "split", "seq_len", "n_eval"}
@@ -119,7 +132,9 @@ def test_stored_values_are_unambiguous_and_that_of_the_embedded_model_is_the_pub
 
 def test_the_values_stored_for_the_embedded_model_are_the_published_ones():
     stored = {
-        (e["protocol"]["seq_len"], e["protocol"]["n_eval"]): e["perplexity"] for e in dense_gate._entries() if e["model"] == "embedded"
+        (e["protocol"]["seq_len"], e["protocol"]["n_eval"]): e["perplexity"]
+        for e in dense_gate._entries()
+        if e["model"] == "embedded"
     }
     compared = 0
     for file in paths.ROOT.glob("results/*/records.jsonl"):

@@ -47,7 +47,9 @@ def test_every_module_lies_in_a_folder_with_a_rank():
 def test_imports_never_point_to_a_later_folder(module):
     for other in imported(MODULES[module]):
         assert other in MODULES, f"{module} imports {other}, which is no module"
-        assert FOLDERS.index(other.split(".")[0]) <= FOLDERS.index(module.split(".")[0]), f"{module} imports {other}"
+        assert FOLDERS.index(other.split(".")[0]) <= FOLDERS.index(module.split(".")[0]), (
+            f"{module} imports {other}"
+        )
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -67,10 +69,21 @@ def test_only_two_modules_write_figures():
 
 
 def run(program: str) -> dict:
-    return json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    return json.loads(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    )
 
 
-HEAVY = ["pandas", "matplotlib", "datasets", "lm_eval", "papermill", "transformers", "scipy", "huggingface_hub"]
+HEAVY = [
+    "pandas",
+    "matplotlib",
+    "datasets",
+    "lm_eval",
+    "papermill",
+    "transformers",
+    "scipy",
+    "huggingface_hub",
+]
 
 
 def test_importing_the_public_names_is_quick_and_pulls_in_nothing_heavy():

@@ -1,4 +1,6 @@
-"""Mask files: one bit per weight, applied to what they were made for, and never believed if a byte is wrong."""
+"""Mask files: one bit per weight, applied to what they were made for, and never believed if a byte is
+wrong.
+"""
 
 import copy
 import json
@@ -12,7 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from symprune import NM, RIA, Recipe, Unstructured, UserError, Wanda, apply_masks, load_masks, prune, save_masks
+from symprune import (
+    NM,
+    RIA,
+    Recipe,
+    Unstructured,
+    UserError,
+    Wanda,
+    apply_masks,
+    load_masks,
+    prune,
+    save_masks,
+)
 from symprune.base.records import Record
 from symprune.models.layers import named_linears, weight_view
 from symprune.pruning.mask_files import diff_masks, kept_hash, read_packed, verify_masks, write_packed
@@ -60,7 +73,10 @@ def test_a_file_holds_one_bit_per_weight(tmp_path):
     assert 2 * 64 * 800 / 8 < (tmp_path / "m").stat().st_size < 2 * 64 * 800 / 8 + 1000
     packed = load_file(tmp_path / "m")  # any reader of safetensors can: bits of a row, the first the highest
     for name, mask in masks.items():
-        bits = [[int(packed[name][i, j // 8]) >> (7 - j % 8) & 1 for j in range(mask.shape[1])] for i in range(len(mask))]
+        bits = [
+            [int(packed[name][i, j // 8]) >> (7 - j % 8) & 1 for j in range(mask.shape[1])]
+            for i in range(len(mask))
+        ]
         assert torch.equal(torch.tensor(bits, dtype=torch.bool), mask)
 
 
@@ -100,7 +116,9 @@ def test_other_weights_are_masked_only_when_asked_for_and_named(llama, file):
 def test_an_adapter_merged_after_pruning_is_masked_again(llama, file):
     peft = pytest.importorskip("peft")
     model = copy.deepcopy(llama[1])
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
     merged = adapted.merge_and_unload()
     name = "model.layers.0.self_attn.q_proj"
     assert (named_linears(merged)[name].weight == 0).sum() == 0  # the merge destroys sparsity
@@ -109,7 +127,9 @@ def test_an_adapter_merged_after_pruning_is_masked_again(llama, file):
     assert torch.equal(named_linears(merged)[name].weight != 0, llama[2][name])
 
 
-@pytest.mark.parametrize("other", [{"num_hidden_layers": 2}, {"num_hidden_layers": 4}, {"intermediate_size": 64}])
+@pytest.mark.parametrize(
+    "other", [{"num_hidden_layers": 2}, {"num_hidden_layers": 4}, {"intermediate_size": 64}]
+)
 def test_masks_of_another_model_are_refused(file, other):
     with pytest.raises(UserError, match=r"the masks are of another model: model\.layers"):
         apply_masks(tiny.model(**other), load_masks(file))
@@ -118,20 +138,37 @@ def test_masks_of_another_model_are_refused(file, other):
 def test_verify_finds_what_does_not_hold(llama, file, tmp_path):
     dense, model, masks, record = llama
     found = load_masks(file)
-    assert verify_masks(found, dense, applied=False)["checked"] == ["counts of every group", "hashes of the kept weights"]
+    assert verify_masks(found, dense, applied=False)["checked"] == [
+        "counts of every group",
+        "hashes of the kept weights",
+    ]
     name = "model.layers.2.mlp.up_proj"
-    with pytest.raises(UserError, match=r"model.layers.0.self_attn.q_proj holds weights that its mask removes"):
+    with pytest.raises(
+        UserError, match=r"model.layers.0.self_attn.q_proj holds weights that its mask removes"
+    ):
         verify_masks(found, dense)
     changed = copy.deepcopy(model)
     weight_view(named_linears(changed)[name])[masks[name]] *= 2
     with pytest.raises(UserError, match=rf"{name} keeps are not those"):
         verify_masks(found, changed)
-    for pattern, place in [(Unstructured(0.6), "group 3 of"), (Unstructured(0.6, "layer"), "group 0 of"), (NM(2, 4), "group 24 of")]:
+    for pattern, place in [
+        (Unstructured(0.6), "group 3 of"),
+        (Unstructured(0.6, "layer"), "group 0 of"),
+        (NM(2, 4), "group 24 of"),
+    ]:
         _, model, masks, record = pruned(pattern=pattern)
         kept = int(masks[name][3].nonzero()[0])
-        wrong = {**masks, name: masks[name].index_put((torch.tensor(3), torch.tensor(kept)), torch.tensor(False))}
+        wrong = {
+            **masks,
+            name: masks[name].index_put((torch.tensor(3), torch.tensor(kept)), torch.tensor(False)),
+        }
         save_masks(tmp_path / "wrong", wrong, model, record)
-        with pytest.raises(UserError, match=place if not isinstance(pattern, NM) else rf"group {3 * 8 + kept // 4} of {name} keeps 1 of 4"):
+        with pytest.raises(
+            UserError,
+            match=(
+                place if not isinstance(pattern, NM) else rf"group {3 * 8 + kept // 4} of {name} keeps 1 of 4"
+            ),
+        ):
             verify_masks(load_masks(tmp_path / "wrong"))
 
 
@@ -140,7 +177,9 @@ def test_verify_without_a_record_has_no_pattern_to_check(llama, tmp_path):
     facts = verify_masks(load_masks(tmp_path / "m"))
     assert (facts["pattern"], facts["checked"]) == (None, [])
     assert facts["weights"] == sum(mask.numel() for mask in llama[2].values())
-    assert facts["sparsity"] == pytest.approx(1 - sum(m.double().sum().item() for m in llama[2].values()) / facts["weights"])
+    assert facts["sparsity"] == pytest.approx(
+        1 - sum(m.double().sum().item() for m in llama[2].values()) / facts["weights"]
+    )
 
 
 def test_diff_counts_what_two_files_share(llama, tmp_path):
@@ -250,7 +289,9 @@ def forged(file, change):
         lambda about, tensors: about.update(weights=dict.fromkeys(about["weights"], 0)),
         lambda about, tensors: about.update(record=[1]),
         lambda about, tensors: about["record"]["metrics"].update(sparsity=0.1),
-        lambda about, tensors: about.update(record=Record({"recipe": {"score": {"name": "nothing"}}}, {}, {}).to_dict()),
+        lambda about, tensors: about.update(
+            record=Record({"recipe": {"score": {"name": "nothing"}}}, {}, {}).to_dict()
+        ),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(file, change):
@@ -265,7 +306,8 @@ def test_names_in_a_file_are_never_paths(llama, file, tmp_path):
         for part in (about["widths"], about["weights"], tensors):
             part["../../escape"] = part.pop(name)
 
-    def around() -> list:  # all that this process makes, and the names beside it; other processes have folders of their own there
+    # all that this process makes, and the names beside it; other processes have folders of their own there
+    def around() -> list:
         return sorted([*tmp_path.parent.rglob("*"), *tmp_path.parent.parent.glob("*")])
 
     forged(file, escape)
@@ -277,5 +319,7 @@ def test_names_in_a_file_are_never_paths(llama, file, tmp_path):
 
 def test_a_missing_file_and_a_folder_without_masks_say_what_to_give(tmp_path):
     for path in (tmp_path, tmp_path / "nothing", tmp_path / "nothing" / "below"):
-        with pytest.raises(UserError, match="does not exist: give a mask file, or the folder of a pruned model"):
+        with pytest.raises(
+            UserError, match="does not exist: give a mask file, or the folder of a pruned model"
+        ):
             load_masks(path)

@@ -35,7 +35,11 @@ def score_matrices(draw, multiple: int = 1):
 
 
 @settings(max_examples=200, deadline=None)
-@given(scores=score_matrices(), sparsity=st.floats(0, 1, exclude_max=True), group=st.sampled_from(["output", "layer"]))
+@given(
+    scores=score_matrices(),
+    sparsity=st.floats(0, 1, exclude_max=True),
+    group=st.sampled_from(["output", "layer"]),
+)
 def test_unstructured_removes_exactly_the_lowest_of_each_group(scores, sparsity, group):
     d_out, d_in = scores.shape
     rows = [[(i, j) for j in range(d_in)] for i in range(d_out)]
@@ -57,13 +61,20 @@ def test_nm_keeps_the_highest_n_of_every_block(data, m):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("pattern", [Unstructured(0.6), Unstructured(0.5, "layer"), NM(2, 4), NM(4, 8), NM(8, 32)])
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(0.6), Unstructured(0.5, "layer"), NM(2, 4), NM(4, 8), NM(8, 32)]
+)
 def test_large_matrices_with_many_ties_agree_with_torch_stable_sort(pattern, dtype):
     scores = torch.randint(0, 40, (64, 576), generator=torch.Generator().manual_seed(0)).to(dtype)
-    size = {Unstructured: scores.shape[1] if getattr(pattern, "group", "") == "output" else scores.numel(), NM: getattr(pattern, "m", 0)}
+    size = {
+        Unstructured: scores.shape[1] if getattr(pattern, "group", "") == "output" else scores.numel(),
+        NM: getattr(pattern, "m", 0),
+    }
     groups = scores.reshape(-1, size[type(pattern)])
     n_removed = math.floor(pattern.sparsity * groups.shape[1])
-    expected = torch.ones_like(groups, dtype=torch.bool).scatter(1, groups.sort(dim=1, stable=True).indices[:, :n_removed], False)
+    expected = torch.ones_like(groups, dtype=torch.bool).scatter(
+        1, groups.sort(dim=1, stable=True).indices[:, :n_removed], False
+    )
     assert torch.equal(pattern(scores), expected.view(scores.shape))
 
 

@@ -1,4 +1,6 @@
-"""Models by name, and what is prunable in them, on tiny models of several families and on the embedded one."""
+"""Models by name, and what is prunable in them, on tiny models of several families and on the embedded
+one.
+"""
 
 import copy
 import json
@@ -78,7 +80,9 @@ def test_the_weight_view_is_what_a_linear_multiplies_with_and_writes_through(fam
 @pytest.mark.parametrize("family", LINEARS)
 def test_roles_tell_attention_from_mlp(family):
     for name, linear in named_linears(tiny.model(family)).items():
-        local = name.split(".", name.split(".").index(next(part for part in name.split(".") if part.isdecimal())) + 1)[-1]
+        local = name.split(
+            ".", name.split(".").index(next(part for part in name.split(".") if part.isdecimal())) + 1
+        )[-1]
         assert isinstance(linear, nn.Module)
         assert role(name) == role(local) == ("attention" if local in ATTENTION else "mlp"), name
 
@@ -93,7 +97,9 @@ def test_weights_are_put_back_bit_for_bit_and_in_place(family):
         weight_view(linear).masked_fill_(torch.rand(weight_view(linear).shape) < 0.5, 0)
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
     restore_weights(model, kept)
-    assert all(torch.equal(p, before[name]) and p.data_ptr() == storage[name] for name, p in model.named_parameters())
+    assert all(
+        torch.equal(p, before[name]) and p.data_ptr() == storage[name] for name, p in model.named_parameters()
+    )
 
 
 @pytest.mark.parametrize("family", tiny.MIXTURES)
@@ -113,9 +119,17 @@ def test_taking_experts_apart_changes_no_bit_of_a_forward(family, implementation
 @pytest.mark.parametrize("family", tiny.MIXTURES)
 def test_experts_are_linears_of_their_own_and_routers_are_none(family):
     model = tiny.model(family)
-    linears = {name.removeprefix("model.layers.1."): linear for name, linear in named_linears(model).items() if ".layers.1." in name}
+    linears = {
+        name.removeprefix("model.layers.1."): linear
+        for name, linear in named_linears(model).items()
+        if ".layers.1." in name
+    }
     experts = [f"mlp.experts.{e}.{part}" for e in range(4) for part in ("gate_proj", "up_proj", "down_proj")]
-    shared = [f"mlp.shared_expert.{part}" for part in ("gate_proj", "up_proj", "down_proj")] if family == "qwen2-moe" else []
+    shared = (
+        [f"mlp.shared_expert.{part}" for part in ("gate_proj", "up_proj", "down_proj")]
+        if family == "qwen2-moe"
+        else []
+    )
     assert list(linears) == [f"self_attn.{x}_proj" for x in "qkvo"] + experts + shared
     fused = model.model.layers[1].mlp.experts
     width = fused.down_proj.shape[2]
@@ -140,7 +154,10 @@ def test_a_mixture_is_saved_as_transformers_knows_it(tmp_path):
     with models.quiet_transformers():
         model.save_pretrained(tmp_path)
     again = models.load_model(str(tmp_path))
-    assert all(torch.equal(p, q) for p, q in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("change", ["is_transposed", "has_bias", "third"])
@@ -152,7 +169,11 @@ def test_experts_in_another_layout_are_refused_instead_of_left_unpruned(change):
     else:
         setattr(experts, change, True)
     with pytest.raises(
-        UserError, match=r"gate_up_proj of MixtralExperts holds 4 matrices in one tensor, in a layout that is not supported"
+        UserError,
+        match=(
+            r"gate_up_proj of MixtralExperts holds 4 matrices in one tensor, in a layout that is not"
+            r" supported"
+        ),
     ):
         named_linears(model)
 
@@ -172,7 +193,12 @@ def test_the_router_of_plain_experts_is_left_alone():
 def test_a_model_without_a_list_of_decoder_layers_is_named_with_the_way_out():
     model = tiny.model("llama")
     model.config.num_hidden_layers = 7
-    with pytest.raises(UserError, match=r"no list of 7 decoder layers found in LlamaForCausalLM: .*--layers-path.* one of model\.layers"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"no list of 7 decoder layers found in LlamaForCausalLM: .*--layers-path.* one of model\.layers"
+        ),
+    ):
         decoder_layers(model)
     model.layers_path = "model.layers"
     assert decoder_layers(model) is model.model.layers

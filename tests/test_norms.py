@@ -1,4 +1,6 @@
-"""Exact norms against their definition, and the sampled ones: unbiased, exact when everything is sampled, seeded."""
+"""Exact norms against their definition, and the sampled ones: unbiased, exact when everything is sampled,
+seeded.
+"""
 
 import math
 
@@ -48,7 +50,9 @@ def test_exact_norms(p, scale):
     assert torch.equal(row, row_norm(weight, p))
     assert torch.equal(column, column_norm(weight, p))
     torch.testing.assert_close(row.double(), torch.tensor(rows, dtype=torch.float64), rtol=2e-6, atol=1e-43)
-    torch.testing.assert_close(column.double(), torch.tensor(columns, dtype=torch.float64), rtol=2e-6, atol=1e-43)
+    torch.testing.assert_close(
+        column.double(), torch.tensor(columns, dtype=torch.float64), rtol=2e-6, atol=1e-43
+    )
 
 
 @pytest.mark.parametrize("p", PS)
@@ -94,11 +98,13 @@ def test_relative_importance_of_tiny_weights_is_that_of_the_weights():
     assert relative_importance(mixed).isfinite().all()
 
 
-# ---- sampled norms --------------------------------------------------------------------------------------------------------------
+# ---- sampled norms
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("n", "beta", "tau"), [(10, 0.1, 1), (30, 0.1, 3), (576, 0.1, 58), (5, 0.01, 1), (5, 0.5, 3), (7, 1.0, 7), (1, 0.1, 1)]
+    ("n", "beta", "tau"),
+    [(10, 0.1, 1), (30, 0.1, 3), (576, 0.1, 58), (5, 0.01, 1), (5, 0.5, 3), (7, 1.0, 7), (1, 0.1, 1)],
 )
 def test_sample_size(n, beta, tau):
     assert sample_size(n, beta) == tau
@@ -117,7 +123,9 @@ def test_every_entry_sampled_is_exact(sampling, shape):
 @pytest.mark.parametrize("sampling", SAMPLERS)
 @pytest.mark.parametrize("beta", [0.1, 0.35, 0.6, 0.9])
 def test_estimates_are_unbiased(sampling, beta):
-    """The mean over many seeds lies within 4.5 standard errors of the exact norm, for each of the 19 rows and columns."""
+    """The mean over many seeds lies within 4.5 standard errors of the exact norm, for each of the 19 rows and
+    columns.
+    """
     weight = random_weight()
     estimates = [sampled_norms(weight, beta, sampling, seed) for seed in range(1500)]
     for side, exact in enumerate(row_column_norms(weight)):
@@ -128,7 +136,9 @@ def test_estimates_are_unbiased(sampling, beta):
 
 
 def test_independent_samples_have_the_variance_of_simple_random_samples():
-    """n^2 (1 - tau / n) s^2 / tau: samples without replacement, and every set equally likely; 0.12 is 5 standard errors of a variance."""
+    """n^2 (1 - tau / n) s^2 / tau: samples without replacement, and every set equally likely; 0.12 is 5
+    standard errors of a variance.
+    """
     weight = random_weight(3, 10)
     for beta in (0.3, 0.7):
         values = torch.stack([sampled_norms(weight, beta, "independent", seed)[0] for seed in range(4000)])
@@ -150,7 +160,9 @@ def test_distinct_indices(tau):
 def test_one_index_from_each_stratum():
     index = _one_per_stratum(300, 12, 4, torch.Generator().manual_seed(0))
     assert torch.equal(index // 3, torch.arange(4).expand(300, 4))
-    assert torch.equal(_one_per_stratum(5, 7, 7, torch.Generator().manual_seed(0)), torch.arange(7).expand(5, 7))
+    assert torch.equal(
+        _one_per_stratum(5, 7, 7, torch.Generator().manual_seed(0)), torch.arange(7).expand(5, 7)
+    )
 
 
 def test_strata_help_where_the_size_follows_the_index():
@@ -165,11 +177,17 @@ def test_importance_helps_where_a_few_channels_hold_the_weight():
 
 
 def spread_of(sampling: str, weight: Tensor, side: int) -> float:
-    return float(torch.stack([sampled_norms(weight, 0.1, sampling, seed)[side] for seed in range(200)]).std(dim=0).mean())
+    return float(
+        torch.stack([sampled_norms(weight, 0.1, sampling, seed)[side] for seed in range(200)])
+        .std(dim=0)
+        .mean()
+    )
 
 
 def test_shared_samples_err_alike():
-    """One index set for all rows: on a rank-one weight the estimates are the exact norms times one common factor."""
+    """One index set for all rows: on a rank-one weight the estimates are the exact norms times one common
+    factor.
+    """
     weight = torch.outer(torch.arange(1.0, 6.0), torch.arange(1.0, 31.0)).double()
     row, column = sampled_norms(weight, 0.2, "shared", seed=3)
     for estimate, exact in zip((row, column), row_column_norms(weight), strict=True):
@@ -190,7 +208,9 @@ def test_seeded_by_seed_and_shape(sampling):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     doubled = sampled_norms(weight * 2, 0.2, sampling, 5)
-    assert all(torch.equal(2 * a, b) for a, b in zip(first, doubled, strict=True)), "the indices do not depend on the scale"
+    assert all(torch.equal(2 * a, b) for a, b in zip(first, doubled, strict=True)), (
+        "the indices do not depend on the scale"
+    )
 
 
 @pytest.mark.parametrize("sampling", SAMPLERS)

@@ -29,7 +29,9 @@ IDENTITIES = [
 ]
 
 
-def layer(d_out: int = 6, d_in: int = 9, tokens: int = 15, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, LayerStats]:
+def layer(
+    d_out: int = 6, d_in: int = 9, tokens: int = 15, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, LayerStats]:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(d_out, d_in, generator=generator, dtype=torch.float64)
     inputs = torch.randn(tokens, d_in, generator=generator, dtype=torch.float64) * torch.arange(1, d_in + 1)
@@ -48,13 +50,19 @@ def test_every_score_has_pairs_and_formulas():
     assert list(PAIRS) == list(FORMULAS) == list(SCORES)
     assert len(PAIRS["ri"]) == 3
     assert len(PAIRS["lp_norm"]) == 2
-    assert all(cell.count("$") % 2 == 0 and cell.count("{") == cell.count("}") for f in FORMULAS.values() for cell in asdict(f).values())
+    assert all(
+        cell.count("$") % 2 == 0 and cell.count("{") == cell.count("}")
+        for f in FORMULAS.values()
+        for cell in asdict(f).values()
+    )
 
 
 @pytest.mark.parametrize(("score", "build"), IDENTITIES)
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (1, 5), (5, 1)])
 def test_removal_identity(score, build, shape):
-    """g(W without (i, j)) - g(W) == S[i, j] for every (i, j); the root of it where the score is the squared objective's."""
+    """g(W without (i, j)) - g(W) == S[i, j] for every (i, j); the root of it where the score is the squared
+    objective's.
+    """
     weight, inputs, outputs, stats = layer(*shape)
     pair = build(weight, inputs, outputs, **asdict(score))
     assert pair.X.shape[1] == shape[1]
@@ -85,12 +93,17 @@ def test_removal_identity_with_dead_rows_and_columns(score, build):
 def test_objective_by_definition():
     weight, X, _, _ = layer()
     generator = torch.Generator().manual_seed(1)
-    Y, pruned = torch.randn(6, 4, generator=generator).double(), torch.randn(6, 9, generator=generator).double()
+    Y, pruned = (
+        torch.randn(6, 4, generator=generator).double(),
+        torch.randn(6, 9, generator=generator).double(),
+    )
     D = (pruned - weight).tolist()
     input_sq = sum(sum(x[j] * D[i][j] for j in range(9)) ** 2 for x in X.tolist() for i in range(6))
     output_sq = sum(sum(Y[i, k].item() * D[i][j] for i in range(6)) ** 2 for k in range(4) for j in range(9))
     assert objective(weight, pruned, X, Y).item() == pytest.approx(input_sq**0.5 + output_sq**0.5, rel=1e-12)
-    assert objective(weight, pruned, X, Y, squared=True).item() == pytest.approx(input_sq + output_sq, rel=1e-12)
+    assert objective(weight, pruned, X, Y, squared=True).item() == pytest.approx(
+        input_sq + output_sq, rel=1e-12
+    )
     assert objective(weight, weight, X, Y) == 0
 
 
@@ -100,7 +113,9 @@ def test_removal_cost_is_what_removal_costs(squared):
     cost = removal_cost(weight, X, Y, squared)
     for i in range(6):
         for j in range(9):
-            assert objective(weight, without(weight, i, j), X, Y, squared).item() == pytest.approx(cost[i, j].item(), rel=1e-12)
+            assert objective(weight, without(weight, i, j), X, Y, squared).item() == pytest.approx(
+                cost[i, j].item(), rel=1e-12
+            )
 
 
 @pytest.mark.parametrize("construction", CONSTRUCTIONS)
@@ -110,7 +125,9 @@ def test_constructions_have_the_norms_asked_for(construction):
 
 
 def test_different_pairs_give_one_score():
-    """A score fixes the norms of (X, Y) and nothing else: g itself differs between constructions once two weights go."""
+    """A score fixes the norms of (X, Y) and nothing else: g itself differs between constructions once two
+    weights go.
+    """
     weight, inputs, outputs, _ = layer()
     pairs = [build(weight, inputs, outputs) for build in PAIRS["ri"].values()]
     for pair in pairs[1:]:
@@ -148,4 +165,6 @@ def test_no_gap_where_columns_have_equal_norms():
     r_1, c_1 = row_column_norms(weight)
     assert additive_gap((1 / c_1 + 1 / r_1[:, None]).square()) < 1e-15
     weight, _, _, stats = layer()
-    assert additive_gap(LpNorm(p=2)(weight, stats) / weight.abs()) < 1e-12, "unsquared, every relative importance is such a sum"
+    assert additive_gap(LpNorm(p=2)(weight, stats) / weight.abs()) < 1e-12, (
+        "unsquared, every relative importance is such a sum"
+    )

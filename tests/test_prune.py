@@ -1,4 +1,6 @@
-"""The loop over decoder layers against the same thing written out, on tiny models; counts exact everywhere."""
+"""The loop over decoder layers against the same thing written out, on tiny models; counts exact
+everywhere.
+"""
 
 import copy
 import math
@@ -8,7 +10,21 @@ import pytest
 import tiny
 import torch
 
-from symprune import NM, RIA, SCORES, DSnoT, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, UserError, Wanda, perplexity, prune
+from symprune import (
+    NM,
+    RIA,
+    SCORES,
+    DSnoT,
+    Magnitude,
+    R2DSnoT,
+    Recipe,
+    StochRIA,
+    Unstructured,
+    UserError,
+    Wanda,
+    perplexity,
+    prune,
+)
 from symprune.methods.refine import REFINERS
 from symprune.models.layers import decoder_layers, named_linears, role, weight_view
 from symprune.pruning.calibrate import LayerRunner, gather
@@ -18,11 +34,16 @@ PATTERNS = [Unstructured(0.5), Unstructured(0.6, "layer"), NM(2, 4), NM(4, 8)]
 
 
 def wanda_layer_by_layer(model, windows, sparsity):
-    """Sequential Wanda as its paper says, with whole forwards of the partly pruned model instead of a runner."""
+    """Sequential Wanda as its paper says, with whole forwards of the partly pruned model instead of a
+    runner.
+    """
     for layer in decoder_layers(model):
         linears = {name: m for name, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
         seen = {name: [] for name in linears}
-        handles = [m.register_forward_hook(lambda _, args, __, into=seen[name]: into.append(args[0][0])) for name, m in linears.items()]
+        handles = [
+            m.register_forward_hook(lambda _, args, __, into=seen[name]: into.append(args[0][0]))
+            for name, m in linears.items()
+        ]
         with torch.no_grad():
             for window in windows:
                 model(input_ids=window[None], use_cache=False)
@@ -110,7 +131,9 @@ def test_every_refiner_keeps_the_counts_of_the_pattern(refine, pattern):
 def test_a_refiner_can_be_kept_to_one_kind_of_linear(linears):
     model, windows = tiny.model(), tiny.windows(3)
     plain = prune(copy.deepcopy(model), windows, Recipe(Wanda(), Unstructured(0.5)), "dense", keep_masks=True)
-    refined = prune(model, windows, Recipe(Wanda(), Unstructured(0.5), R2DSnoT(linears=linears)), "dense", keep_masks=True)
+    refined = prune(
+        model, windows, Recipe(Wanda(), Unstructured(0.5), R2DSnoT(linears=linears)), "dense", keep_masks=True
+    )
     changed = {role(name) for name, mask in refined.masks.items() if not torch.equal(mask, plain.masks[name])}
     assert changed == {linears}
     assert {role(x.name) for x in refined.linears if x.refined} == {linears}
@@ -119,7 +142,10 @@ def test_a_refiner_can_be_kept_to_one_kind_of_linear(linears):
 def test_sequential_and_dense_propagation_differ_only_after_the_first_layer():
     model, windows = tiny.model(), tiny.windows(3)
     recipe = Recipe(Wanda(), Unstructured(0.6))
-    dense, pruned = (prune(copy.deepcopy(model), windows, recipe, how, keep_masks=True).masks for how in ("dense", "pruned"))
+    dense, pruned = (
+        prune(copy.deepcopy(model), windows, recipe, how, keep_masks=True).masks
+        for how in ("dense", "pruned")
+    )
     same = [torch.equal(a, b) for a, b in zip(dense.values(), pruned.values(), strict=True)]
     assert all(same[:4])
     assert not all(same[7:])
@@ -128,14 +154,20 @@ def test_sequential_and_dense_propagation_differ_only_after_the_first_layer():
 def test_batches_of_windows_change_nothing_but_rounding():
     model, windows = tiny.model(dtype=torch.float64), tiny.windows(5)
     one, three = (
-        prune(copy.deepcopy(model), windows, Recipe(RIA(), Unstructured(0.5)), batch_size=b, keep_masks=True).masks for b in (1, 3)
+        prune(
+            copy.deepcopy(model), windows, Recipe(RIA(), Unstructured(0.5)), batch_size=b, keep_masks=True
+        ).masks
+        for b in (1, 3)
     )
     assert all(torch.equal(one[name], three[name]) for name in one)
 
 
 @pytest.mark.parametrize("n_calib", [1, 3, 129])
 def test_any_number_of_calibration_windows(n_calib):
-    assert prune(tiny.model(), tiny.windows(n_calib, seq_len=4), Recipe(Wanda(), Unstructured(0.5))).sparsity == 0.5
+    assert (
+        prune(tiny.model(), tiny.windows(n_calib, seq_len=4), Recipe(Wanda(), Unstructured(0.5))).sparsity
+        == 0.5
+    )
 
 
 def test_nothing_is_changed_when_a_width_does_not_fit_the_pattern():
@@ -200,7 +232,10 @@ def test_the_runner_carries_a_mixture_exactly_as_a_forward_does(family):
         runner.run(index)
     with torch.no_grad():
         for hidden, window in zip(runner.hidden, windows, strict=True):
-            assert torch.equal(model.model.norm(hidden), model.model(input_ids=window[None], use_cache=False).last_hidden_state)
+            assert torch.equal(
+                model.model.norm(hidden),
+                model.model(input_ids=window[None], use_cache=False).last_hidden_state,
+            )
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -210,7 +245,9 @@ def test_every_expert_loses_exactly_what_was_asked_and_nothing_else_changes(fami
     dense = copy.deepcopy(model)
     report = prune(model, tiny.windows(4), Recipe(RIA(), pattern), keep_masks=True)
     for name, linear in named_linears(dense).items():
-        groups = report.masks[name].reshape({NM: (-1, getattr(pattern, "m", 1))}.get(type(pattern), report.masks[name].shape))
+        groups = report.masks[name].reshape(
+            {NM: (-1, getattr(pattern, "m", 1))}.get(type(pattern), report.masks[name].shape)
+        )
         size = groups.numel() if getattr(pattern, "group", "") == "layer" else groups.shape[1]
         kept = pattern.n if isinstance(pattern, NM) else size - math.floor(pattern.sparsity * size)
         assert (groups.sum() == kept) if size == groups.numel() else (groups.sum(1) == kept).all(), name
@@ -220,7 +257,9 @@ def test_every_expert_loses_exactly_what_was_asked_and_nothing_else_changes(fami
 
 @pytest.mark.parametrize("score", [cls() for cls in SCORES.values()], ids=list(SCORES))
 def test_every_score_runs_on_experts_reached_or_not(score):
-    report = prune(tiny.model("mixtral"), tiny.windows(1, seq_len=2), Recipe(score, Unstructured(0.5), DSnoT()))
+    report = prune(
+        tiny.model("mixtral"), tiny.windows(1, seq_len=2), Recipe(score, Unstructured(0.5), DSnoT())
+    )
     assert report.sparsity == 0.5
     if score.uses:
         assert report.unreached
@@ -230,11 +269,20 @@ def test_every_score_runs_on_experts_reached_or_not(score):
 def test_experts_that_no_token_reached_are_named_and_scored_as_if_inputs_were_equal():
     model, window = tiny.model("mixtral"), tiny.windows(1, seq_len=1)
     with torch.no_grad():
-        chosen = model(input_ids=window, use_cache=False, output_router_logits=True).router_logits[0].topk(2).indices
+        chosen = (
+            model(input_ids=window, use_cache=False, output_router_logits=True)
+            .router_logits[0]
+            .topk(2)
+            .indices
+        )
     dense = copy.deepcopy(model)
     report = prune(model, window, Recipe(Wanda(), Unstructured(0.5), DSnoT()), keep_masks=True)
     idle = [e for e in range(4) if e not in chosen]
-    names = [f"model.layers.0.mlp.experts.{e}.{part}" for e in idle for part in ("gate_proj", "up_proj", "down_proj")]
+    names = [
+        f"model.layers.0.mlp.experts.{e}.{part}"
+        for e in idle
+        for part in ("gate_proj", "up_proj", "down_proj")
+    ]
     assert [name for name in report.unreached if ".layers.0." in name] == names
     for name in names:
         magnitude = Unstructured(0.5)(weight_view(named_linears(dense)[name]).abs())
@@ -252,7 +300,9 @@ class Killed(Exception):
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
 @pytest.mark.parametrize("score", [RIA(), Magnitude(), StochRIA()], ids=lambda score: type(score).__name__)
 @pytest.mark.parametrize("killed_at", [0, 5, 7, 20])
-def test_a_run_that_ended_anywhere_continues_to_the_same_masks(tmp_path, monkeypatch, propagate, score, killed_at):
+def test_a_run_that_ended_anywhere_continues_to_the_same_masks(
+    tmp_path, monkeypatch, propagate, score, killed_at
+):
     recipe, windows, dense = Recipe(score, Unstructured(0.5)), tiny.windows(3), tiny.model()
     whole = copy.deepcopy(dense)
     expected = prune(whole, windows, recipe, propagate, keep_masks=True)
@@ -268,7 +318,11 @@ def test_a_run_that_ended_anywhere_continues_to_the_same_masks(tmp_path, monkeyp
     with pytest.raises(Killed):
         prune(copy.deepcopy(dense), windows, recipe, propagate, work=tmp_path / "work")
     made.clear()
-    monkeypatch.setitem(vars(sys.modules["symprune.pruning.prune"]), "make_mask", lambda *args: (made.append(args[0]), make_mask(*args))[1])
+    monkeypatch.setitem(
+        vars(sys.modules["symprune.pruning.prune"]),
+        "make_mask",
+        lambda *args: (made.append(args[0]), make_mask(*args))[1],
+    )
     report = prune(dense, windows, recipe, propagate, work=tmp_path / "work", keep_masks=True)
     assert made == list(expected.masks)[killed_at // 7 * 7 :]  # what was finished is not made again
     assert report.linears == expected.linears
@@ -294,7 +348,11 @@ def test_a_damaged_layer_of_a_work_folder_is_made_again(tmp_path):
     ("words", "model", "options"),
     [
         (["weights: "], {"seed": 1}, {}),
-        (["recipe: wanda, 0.5 per output", "wanda, 0.6 per output"], {}, {"recipe": Recipe(Wanda(), Unstructured(0.6))}),
+        (
+            ["recipe: wanda, 0.5 per output", "wanda, 0.6 per output"],
+            {},
+            {"recipe": Recipe(Wanda(), Unstructured(0.6))},
+        ),
         (["calibration windows: "], {}, {"calibration": tiny.windows(3, seed=5)}),
         (["propagate: pruned there, dense now"], {}, {"propagate": "dense"}),
         (["batch size: 1 there, 2 now"], {}, {"batch_size": 2}),
@@ -334,6 +392,9 @@ def test_statistics_of_another_model_are_refused_before_anything_is_changed():
     model, windows = tiny.model(), tiny.windows(2)
     shallower = gather(tiny.model(num_hidden_layers=2), windows)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(UserError, match=r"no statistics of model\.layers\.2\.self_attn\.q_proj: they were gathered on another model"):
+    with pytest.raises(
+        UserError,
+        match=r"no statistics of model\.layers\.2\.self_attn\.q_proj: they were gathered on another model",
+    ):
         prune(model, shallower, Recipe(RIA(), Unstructured(0.5)), "dense")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

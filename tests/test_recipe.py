@@ -107,13 +107,23 @@ def test_the_key_of_a_recipe_is_the_same_on_every_machine_and_in_every_version()
 
 def test_labels_show_what_differs_from_the_defaults():
     assert Recipe(RIA(alpha=0.5), Unstructured(0.6)).label == "ria, 0.6 per output"
-    assert Recipe(RIA(alpha=1.0), NM(4, 8), DSnoT(max_cycles=3)).label == "ria(alpha=1.0) + dsnot(max_cycles=3), 4:8"
+    assert (
+        Recipe(RIA(alpha=1.0), NM(4, 8), DSnoT(max_cycles=3)).label
+        == "ria(alpha=1.0) + dsnot(max_cycles=3), 4:8"
+    )
     assert Recipe(LpNorm(p=math.inf), Unstructured(0.5, "layer")).label == "lp_norm(p=inf), 0.5 per layer"
     assert method_label(StochRIA(sampling="shared", seed=3)) == "stochria(sampling='shared', seed=3)"
 
 
 def test_patterns_that_differ_have_labels_that_differ():
-    patterns = [Unstructured(0.5), Unstructured(0.5, "layer"), Unstructured(0.5001), Unstructured(0.50011), NM(2, 4), NM(4, 8)]
+    patterns = [
+        Unstructured(0.5),
+        Unstructured(0.5, "layer"),
+        Unstructured(0.5001),
+        Unstructured(0.50011),
+        NM(2, 4),
+        NM(4, 8),
+    ]
     assert len({pattern_label(pattern) for pattern in patterns}) == len(patterns)
 
 
@@ -159,7 +169,20 @@ def test_plain_data_that_is_no_recipe_is_refused_with_what_is_wrong(plain, words
 
 
 @pytest.mark.parametrize(
-    "text", ["", "(", "ria(", "ria(0.5)", "a.b", "1", "ria()()", "ria(alpha=x)", "ria(**{})(1)", "lambda: 0", "ria;wanda"]
+    "text",
+    [
+        "",
+        "(",
+        "ria(",
+        "ria(0.5)",
+        "a.b",
+        "1",
+        "ria()()",
+        "ria(alpha=x)",
+        "ria(**{})(1)",
+        "lambda: 0",
+        "ria;wanda",
+    ],
 )
 def test_text_that_is_no_method_is_refused(text):
     with pytest.raises(UserError, match=r"cannot read the score|unknown score"):

@@ -34,7 +34,10 @@ def literal(weight, mask, stats, refiner, block=None):
     row_sum = [sum(abs(a) for a in row) for row in w]
     column_sum = [sum(abs(row[j]) for row in w) for j in range(n)]
     inverse = lambda a: 1 / a if a > 0 else 0.0  # noqa: E731
-    per_channel = [min(abs(m[j]) / max(v[j] ** refiner.power, torch.finfo(F64).tiny), math.sqrt(torch.finfo(F64).max)) for j in range(n)]
+    per_channel = [
+        min(abs(m[j]) / max(v[j] ** refiner.power, torch.finfo(F64).tiny), math.sqrt(torch.finfo(F64).max))
+        for j in range(n)
+    ]
 
     def norm(sizes):
         return max(sizes, default=0.0) if p == math.inf else sum(a**p for a in sizes) ** (1 / p)
@@ -53,7 +56,9 @@ def literal(weight, mask, stats, refiner, block=None):
 
         def prune_criterion(j, i=i, d=d, kept_sizes=kept_sizes):
             term = (d[j] if relative in ("prune", "both") else abs(w[i][j])) * x[j] ** alpha
-            return term + (gamma_prune * norm([a for q, a in kept_sizes.items() if q != j]) if gamma_prune else 0.0)
+            return term + (
+                gamma_prune * norm([a for q, a in kept_sizes.items() if q != j]) if gamma_prune else 0.0
+            )
 
         kept, used = list(start), set()
         e = sum(k[j] for j in range(n) if not kept[j])
@@ -112,7 +117,9 @@ def refiners():
 
 
 @pytest.mark.parametrize("refiner", list(refiners()), ids=str)
-@pytest.mark.parametrize("pattern", [Unstructured(0.6), Unstructured(0.3, "layer"), NM(2, 4), NM(4, 8), NM(1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(0.6), Unstructured(0.3, "layer"), NM(2, 4), NM(4, 8), NM(1, 4)], ids=str
+)
 def test_masks_equal_the_literal_loop(refiner, pattern):
     moved = 0
     for seed, (d_out, d_in) in enumerate([(6, 8), (8, 48), (10, 96)]):
@@ -140,7 +147,9 @@ small = st.integers(-3, 3).map(float)
 
 @st.composite
 def exact_cases(draw):
-    """Small whole numbers: arithmetic without rounding, full of ties, zeros, dead channels and channels without variance."""
+    """Small whole numbers: arithmetic without rounding, full of ties, zeros, dead channels and channels
+    without variance.
+    """
     block = draw(st.sampled_from([None, None, 2, 4]))
     d_out, d_in = draw(st.integers(1, 4)), draw(st.integers(1, 10)) * (block or 1)
     column = lambda values: torch.tensor(draw(st.lists(values, min_size=d_in, max_size=d_in)), dtype=F64)  # noqa: E731
@@ -175,7 +184,9 @@ def test_ties_zeros_and_dead_channels_follow_the_literal_loop(case):
     assert torch.equal(refiner(weight, mask, stats, pattern), literal(weight, mask, stats, refiner, block))
 
 
-@pytest.mark.parametrize(("d_out", "d_in"), [(40, 120), (120, 12)], ids=["beyond the window", "more rows than columns"])
+@pytest.mark.parametrize(
+    ("d_out", "d_in"), [(40, 120), (120, 12)], ids=["beyond the window", "more rows than columns"]
+)
 def test_many_ties_go_to_the_lower_index(d_out, d_in):
     g = torch.Generator().manual_seed(0)
     weight = torch.randint(-2, 3, (d_out, d_in), generator=g).to(F64)
@@ -185,7 +196,9 @@ def test_many_ties_go_to_the_lower_index(d_out, d_in):
     for refiner in (DSnoT(max_cycles=3), DSnoT(), DSnoT(max_cycles=20, keep_sign=True)):
         for pattern in (None, NM(2, 4)):
             block = pattern and pattern.m
-            assert torch.equal(refiner(weight, mask, stats, pattern), literal(weight, mask, stats, refiner, block))
+            assert torch.equal(
+                refiner(weight, mask, stats, pattern), literal(weight, mask, stats, refiner, block)
+            )
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)], ids=str)
@@ -195,7 +208,9 @@ def test_a_dead_channel_among_few_candidates_follows_the_literal_loop(pattern):
     stats = replace(stats, input_norm=stats.input_norm * (torch.arange(8) != 3))
     refiner = DSnoT(max_cycles=2, threshold=0.0)  # a window of five
     refined = refiner(weight, mask, stats, pattern)
-    assert torch.equal(refined, literal(weight, mask, stats, refiner, pattern.m if isinstance(pattern, NM) else None))
+    assert torch.equal(
+        refined, literal(weight, mask, stats, refiner, pattern.m if isinstance(pattern, NM) else None)
+    )
     assert not torch.equal(refined, mask)
 
 
@@ -222,7 +237,9 @@ def test_parts_of_a_matrix_give_what_the_whole_gives(monkeypatch):
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.6), NM(2, 4)], ids=str)
 @pytest.mark.parametrize(
-    "common", [{}, {"keep_sign": True}, {"variance": "pooled", "power": 0.5, "max_cycles": 9, "threshold": 1.0}], ids=str
+    "common",
+    [{}, {"keep_sign": True}, {"variance": "pooled", "power": 0.5, "max_cycles": 9, "threshold": 1.0}],
+    ids=str,
 )
 def test_neutral_r2dsnot_is_dsnot(pattern, common):
     weight, mask, stats = random_case(2, 64, 128, torch.float32, pattern)
@@ -239,7 +256,9 @@ def with_gram(stats, d_in, seed=0):
 
 
 @pytest.mark.parametrize("name", REFINERS)
-@pytest.mark.parametrize("pattern", [None, Unstructured(0.6), Unstructured(0.7, "layer"), NM(2, 4), NM(3, 16)], ids=str)
+@pytest.mark.parametrize(
+    "pattern", [None, Unstructured(0.6), Unstructured(0.7, "layer"), NM(2, 4), NM(3, 16)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_counts_stay(name, pattern, dtype):
     weight, mask, stats = random_case(3, 40, 64, torch.float32, pattern)
@@ -263,7 +282,9 @@ def test_no_cycles_return_the_start(name):
     assert torch.equal(mask, before)  # never changed in place
 
 
-@pytest.mark.parametrize("refiner", [DSnoT(), R2DSnoT(), R2DSnoT(p=math.inf, relative="both"), ExactSwap()], ids=str)
+@pytest.mark.parametrize(
+    "refiner", [DSnoT(), R2DSnoT(), R2DSnoT(p=math.inf, relative="both"), ExactSwap()], ids=str
+)
 @pytest.mark.parametrize("pattern", [None, NM(2, 4)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_nothing_happens_where_nothing_can(refiner, pattern, dtype):
@@ -283,7 +304,8 @@ def test_nothing_happens_where_nothing_can(refiner, pattern, dtype):
 def test_a_row_without_a_legal_candidate_stays():
     ones = torch.ones(6, dtype=F64)
     stats = LayerStats(ones, ones, ones, ones, None, 4, 1)
-    weight = torch.tensor([[1.0, 2, 3, 4, 5, 6], [1, 2, -3, 4, 5, 6]], dtype=F64)  # row 0 keeps nothing that brings e back
+    # row 0 keeps nothing that brings e back
+    weight = torch.tensor([[1.0, 2, 3, 4, 5, 6], [1, 2, -3, 4, 5, 6]], dtype=F64)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]).bool()
     refined = DSnoT()(weight, mask, stats)
     assert torch.equal(refined[0], mask[0])
@@ -293,7 +315,9 @@ def test_a_row_without_a_legal_candidate_stays():
 
 
 @pytest.mark.parametrize("single", ["kept", "removed"])
-@pytest.mark.parametrize("refiner", [DSnoT(threshold=0.0), R2DSnoT(p=math.inf), R2DSnoT(p=2.0, relative="both")], ids=str)
+@pytest.mark.parametrize(
+    "refiner", [DSnoT(threshold=0.0), R2DSnoT(p=math.inf), R2DSnoT(p=2.0, relative="both")], ids=str
+)
 def test_a_single_kept_or_removed_weight(single, refiner):
     weight, mask, stats = random_case(6, 40, 24)
     one = torch.zeros_like(mask).scatter_(1, torch.arange(40)[:, None] % 24, True)
@@ -323,7 +347,9 @@ def test_a_channel_without_variance_grows_first(dtype):
 
 
 def test_float32_differs_from_float64_in_few_rows():
-    """At most 2 % of rows: a row differs only if rounding changes a comparison of nearly equal criteria, or of e with its bound."""
+    """At most 2 % of rows: a row differs only if rounding changes a comparison of nearly equal criteria, or
+    of e with its bound.
+    """
     weight, mask, stats = random_case(8, 1000, 256)
     for refiner in (DSnoT(), R2DSnoT(relative="both")):
         single = refiner(weight.float(), mask, stats.to(torch.float32))
@@ -332,7 +358,8 @@ def test_float32_differs_from_float64_in_few_rows():
 
 def test_the_error_reported_is_that_of_the_masks():
     weight, mask, stats = random_case(9, 40, 96)
-    refinement = DSnoT(keep_sign=True).run(weight, mask, stats)  # without it, |e| may end above where it began
+    # without it, |e| may end above where it began
+    refinement = DSnoT(keep_sign=True).run(weight, mask, stats)
     error = lambda kept: ((weight * ~kept) @ (stats.input_mean * 64)).abs().mean().item()  # noqa: E731
     assert refinement.error_before == pytest.approx(error(mask))
     assert refinement.error_after == pytest.approx(error(refinement.mask))
@@ -344,7 +371,12 @@ def test_a_relative_threshold_does_not_depend_on_the_scale():
     weight, mask, stats = random_case(10, 60, 96)
     scale = 2.0**12
     scaled = LayerStats(
-        stats.input_norm * scale, stats.input_mean * scale, *[v * scale**2 for v in (stats.input_var, stats.input_var_within)], None, 512, 8
+        stats.input_norm * scale,
+        stats.input_mean * scale,
+        *[v * scale**2 for v in (stats.input_var, stats.input_var_within)],
+        None,
+        512,
+        8,
     )
     free, fixed = DSnoT(threshold_scale="initial"), DSnoT(threshold=5.0)
     assert torch.equal(free(weight, mask, scaled), free(weight, mask, stats))
@@ -396,7 +428,10 @@ def quadratic(weight, mask, x):
 
 def gram_case(seed, d_out, d_in, tokens=50, dtype=F64):
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(tokens, d_in, generator=g, dtype=F64) @ torch.randn(d_in, d_in, generator=g, dtype=F64) + 0.5
+    x = (
+        torch.randn(tokens, d_in, generator=g, dtype=F64) @ torch.randn(d_in, d_in, generator=g, dtype=F64)
+        + 0.5
+    )
     weight = torch.randn(d_out, d_in, generator=g, dtype=F64)
     acc = StatsAccumulator(d_in, d_out, gram=True)
     acc.update(x)
@@ -438,7 +473,9 @@ def test_exact_swap_against_brute_force_over_all_pairs(block):
 
             pairs = [
                 (cost(grown(k) & (torch.arange(8) != j)), k, j)
-                for k, j in itertools.product((~start).nonzero().flatten().tolist(), start.nonzero().flatten().tolist())
+                for k, j in itertools.product(
+                    (~start).nonzero().flatten().tolist(), start.nonzero().flatten().tolist()
+                )
                 if not block or k // block == j // block
             ]
             if not block:  # the best weight to grow comes first, alone
@@ -477,7 +514,8 @@ def test_exact_swap_leaves_a_row_that_no_swap_improves():
     mask = torch.tensor([[True, False], [False, True]])
     refinement = ExactSwap().run(torch.ones(2, 2, dtype=F64), mask, acc.finish())
     assert torch.equal(refinement.mask, mask)
-    assert refinement.error_before == refinement.error_after == 5  # one weight of 1 is missing at each of 5 tokens
+    # one weight of 1 is missing at each of 5 tokens
+    assert refinement.error_before == refinement.error_after == 5
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.6), NM(2, 4)], ids=str)
@@ -487,7 +525,9 @@ def test_exact_swap_does_not_depend_on_the_scale(pattern):
     expected = ExactSwap()(weight, mask, stats, pattern)
     assert not torch.equal(expected, mask)
     for scale in (2.0**-60, 2.0**60):
-        assert torch.equal(ExactSwap()(weight, mask, replace(stats, gram=stats.gram * scale), pattern), expected)
+        assert torch.equal(
+            ExactSwap()(weight, mask, replace(stats, gram=stats.gram * scale), pattern), expected
+        )
 
 
 def test_a_row_that_rounding_made_worse_is_as_it_was(monkeypatch):
@@ -496,7 +536,9 @@ def test_a_row_that_rounding_made_worse_is_as_it_was(monkeypatch):
     undisturbed = ExactSwap().run(weight, mask, stats)
     alone = ExactSwap().run(weight[7:8], mask[7:8], stats)
     true, rounding = exact_swap.objective, iter([0.0, 1e6])
-    monkeypatch.setattr(exact_swap, "objective", lambda *given: true(*given) + next(rounding) * (torch.arange(30) == 7))
+    monkeypatch.setattr(
+        exact_swap, "objective", lambda *given: true(*given) + next(rounding) * (torch.arange(30) == 7)
+    )
     refinement = ExactSwap().run(weight, mask, stats)
     assert torch.equal(refinement.mask[7], mask[7])
     assert not torch.equal(undisturbed.mask[7], mask[7])
@@ -509,4 +551,6 @@ def test_a_row_that_rounding_made_worse_is_as_it_was(monkeypatch):
 
 def quadratic_mean(weight, mask, gram):
     removed = (weight * ~mask).tolist()
-    return sum(a * b * gram[i, j].item() for row in removed for i, a in enumerate(row) for j, b in enumerate(row)) / len(removed)
+    return sum(
+        a * b * gram[i, j].item() for row in removed for i, a in enumerate(row) for j, b in enumerate(row)
+    ) / len(removed)

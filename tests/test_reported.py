@@ -37,8 +37,14 @@ def test_ours_stand_beside_the_reported_ones_of_the_same_model_pattern_and_metho
     table = beside_reported(rows, seq_len=2048)
     assert len(table) == len(reported_figures())
     cells = table[table["model"] == LLAMA2].set_index(["pattern", "method"])
-    assert cells.loc[("dense", "dense"), ["ours", "our seq_len", "reported", "reported seq_len"]].tolist() == ["5.474", 2048, 5.12, 4096]
-    assert cells.loc[("0.5", "wanda"), ["ours", "reported", "source"]].tolist() == ["7.000", 6.42, "README of Wanda"]
+    assert cells.loc[
+        ("dense", "dense"), ["ours", "our seq_len", "reported", "reported seq_len"]
+    ].tolist() == ["5.474", 2048, 5.12, 4096]
+    assert cells.loc[("0.5", "wanda"), ["ours", "reported", "source"]].tolist() == [
+        "7.000",
+        6.42,
+        "README of Wanda",
+    ]
     assert (table["ours"] != "not run here").sum() == 2
 
 

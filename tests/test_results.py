@@ -16,11 +16,20 @@ from symprune.base import paths, records
 from symprune.base.files import write_whole
 from symprune.base.records import Record, Store, provenance, run_key
 
-RUN = {"model": {"name": "tiny", "weights": "00ff"}, "recipe": None, "calibration": None, "evaluation": {"seq_len": 32}}
+RUN = {
+    "model": {"name": "tiny", "weights": "00ff"},
+    "recipe": None,
+    "calibration": None,
+    "evaluation": {"seq_len": 32},
+}
 METRICS = {"perplexity": 12.5, "window_losses": [2.5, 2.625]}
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=6), values, max_size=3),
     max_leaves=8,
 )
@@ -33,7 +42,11 @@ def store(tmp_path) -> Store:
 
 
 def files(store: Store) -> dict[str, str]:
-    return {file.name: file.read_text() for file in store.folder.iterdir() if file.is_file()} if store.folder.exists() else {}
+    return (
+        {file.name: file.read_text() for file in store.folder.iterdir() if file.is_file()}
+        if store.folder.exists()
+        else {}
+    )
 
 
 def never() -> dict:
@@ -41,12 +54,17 @@ def never() -> dict:
 
 
 def test_the_key_of_a_question_is_the_same_on_every_machine_and_in_every_version():
-    assert run_key({"model": "tiny", "recipe": {"name": "ria", "alpha": 0.5}, "seeds": [0, 1], "none": None}) == "c54696334a469260"
+    assert (
+        run_key({"model": "tiny", "recipe": {"name": "ria", "alpha": 0.5}, "seeds": [0, 1], "none": None})
+        == "c54696334a469260"
+    )
 
 
 def test_the_key_ignores_the_order_of_the_question_but_nothing_in_it():
     assert run_key({"a": 1, "b": {"c": 2, "d": 3}}) == run_key({"b": {"d": 3, "c": 2}, "a": 1})
-    keys = {run_key(run) for run in ({}, {"a": None}, {"a": 0}, {"a": "0"}, {"a": [0]}, {"a": [[0]]}, {"b": 0})}
+    keys = {
+        run_key(run) for run in ({}, {"a": None}, {"a": 0}, {"a": "0"}, {"a": [0]}, {"a": [[0]]}, {"b": 0})
+    }
     assert len(keys) == 7
 
 
@@ -114,7 +132,9 @@ def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkey
 def test_a_written_file_has_the_permissions_of_any_other(tmp_path):
     (tmp_path / "plain").write_text("")
     write_whole(tmp_path / "whole", "± in any locale")
-    assert stat.S_IMODE((tmp_path / "whole").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert stat.S_IMODE((tmp_path / "whole").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "plain").stat().st_mode
+    )
     assert (tmp_path / "whole").read_bytes() == "± in any locale".encode()
 
 
@@ -180,7 +200,9 @@ def test_a_record_says_where_it_came_from():
     assert {"symprune", "torch", "transformers", "tokenizers", "numpy"} <= meta["versions"].keys()
     assert meta["machine"]
     assert meta["python"].startswith("3.")
-    assert meta["git"] is None or (len(meta["git"]["commit"]) == 40 and isinstance(meta["git"]["dirty"], bool))
+    assert meta["git"] is None or (
+        len(meta["git"]["commit"]) == 40 and isinstance(meta["git"]["dirty"], bool)
+    )
     json.dumps(meta)
 
 
@@ -190,7 +212,9 @@ def test_a_record_says_where_it_came_from():
 @given(st.data())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_changed_byte_of_a_record_is_noticed_or_changes_nothing(tmp_path, data):
-    record = Record(RUN, {"perplexity": 12.5, "window_losses": [2.5, 2.625], "n": 10}, {"versions": {"torch": "2"}})
+    record = Record(
+        RUN, {"perplexity": 12.5, "window_losses": [2.5, 2.625], "n": 10}, {"versions": {"torch": "2"}}
+    )
     store = Store(tmp_path / "records")
     file = store.folder / f"{record.key}.json"
     store.put(record)

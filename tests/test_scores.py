@@ -13,7 +13,19 @@ from torch import Tensor
 from symprune.base.errors import UserError
 from symprune.methods.masks import NM, Unstructured
 from symprune.methods.norms import SAMPLERS, row_column_norms, sampled_norms
-from symprune.methods.scores import RI, RIA, SCORES, GeneralDiagonal, LpNorm, Magnitude, OWanda, StochRIA, Symmetric, SymWanda, Wanda
+from symprune.methods.scores import (
+    RI,
+    RIA,
+    SCORES,
+    GeneralDiagonal,
+    LpNorm,
+    Magnitude,
+    OWanda,
+    StochRIA,
+    Symmetric,
+    SymWanda,
+    Wanda,
+)
 from symprune.methods.stats import LayerStats, StatsAccumulator
 
 CASES = {
@@ -24,14 +36,25 @@ CASES = {
     "symmetric": [Symmetric(), Symmetric(squared=True)],
     "ri": [RI()],
     "ria": [RIA(), RIA(alpha=1.0), RIA(alpha=0.0)],
-    "lp_norm": [LpNorm(), *(LpNorm(p=p, alpha=a) for p in (0.5, 2.0, 3.0, 4.0, math.inf) for a in (0.0, 0.5))],
-    "stochria": [StochRIA(), *(StochRIA(beta=b, alpha=a, sampling=s, seed=3) for b, a in ((0.4, 0.0), (1.0, 0.5)) for s in SAMPLERS)],
+    "lp_norm": [
+        LpNorm(),
+        *(LpNorm(p=p, alpha=a) for p in (0.5, 2.0, 3.0, 4.0, math.inf) for a in (0.0, 0.5)),
+    ],
+    "stochria": [
+        StochRIA(),
+        *(
+            StochRIA(beta=b, alpha=a, sampling=s, seed=3)
+            for b, a in ((0.4, 0.0), (1.0, 0.5))
+            for s in SAMPLERS
+        ),
+    ],
     "general_diagonal": [GeneralDiagonal(), GeneralDiagonal(balance="unit-mean")],
 }
 ALL = [pytest.param(score, id=repr(score)) for scores in CASES.values() for score in scores]
 
 
-# ---- the definitions, one weight at a time, in float64 --------------------------------------------------------------------------
+# ---- the definitions, one weight at a time, in float64
+# --------------------------------------------------------------------------
 
 
 def lp(values: list[float], p: float) -> float:
@@ -73,7 +96,9 @@ def symwanda(w, x, y, i, j, balance):
 
 def stochria(w, x, i, j, beta, alpha, sampling, seed):
     estimates = (
-        norms(w, 1) if beta == 1 else (v.tolist() for v in sampled_norms(torch.tensor(w, dtype=torch.float64), beta, sampling, seed))
+        norms(w, 1)
+        if beta == 1
+        else (v.tolist() for v in sampled_norms(torch.tensor(w, dtype=torch.float64), beta, sampling, seed))
     )
     return relative(w, i, j, *estimates, x[j] ** alpha)
 
@@ -109,11 +134,14 @@ def by_loops(score, weight: Tensor, stats: LayerStats) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-# ---- material -------------------------------------------------------------------------------------------------------------------
+# ---- material
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def calibrated(weight: Tensor, seed: int = 1, tokens: int = 40) -> LayerStats:
-    inputs = torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    inputs = torch.randn(
+        tokens, weight.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     inputs *= torch.arange(1, weight.shape[1] + 1)
     acc = StatsAccumulator(weight.shape[1], weight.shape[0])
     acc.update(inputs, inputs @ weight.double().t())
@@ -129,7 +157,8 @@ def weight() -> Tensor:
     return torch.randn(8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-# ---- the conformance test: every entry, no skips --------------------------------------------------------------------------------
+# ---- the conformance test: every entry, no skips
+# --------------------------------------------------------------------------------
 
 
 def test_every_score_has_cases_and_a_definition():
@@ -166,7 +195,9 @@ def test_dead_rows_and_columns_score_zero(score, weight):
 
 @pytest.mark.parametrize("score", ALL)
 def test_dead_inputs_and_outputs(score, weight):
-    """x[j] = 0 or y[i] = 0 with live weights: what the definition says, with 0^alpha = 0 and no activations at alpha = 0."""
+    """x[j] = 0 or y[i] = 0 with live weights: what the definition says, with 0^alpha = 0 and no activations
+    at alpha = 0.
+    """
     stats = calibrated(weight)
     stats.input_norm[3], stats.output_norm[4] = 0, 0
     scores = score(weight, stats)
@@ -177,7 +208,9 @@ def test_dead_inputs_and_outputs(score, weight):
 
 @pytest.mark.parametrize("score", ALL)
 def test_permutation_equivariance(score, weight):
-    """Renumbering outputs and inputs renumbers the scores; a sample at beta < 1 is tied to the indices, so there it holds in law only."""
+    """Renumbering outputs and inputs renumbers the scores; a sample at beta < 1 is tied to the indices, so
+    there it holds in law only.
+    """
     if isinstance(score, StochRIA):
         score = replace(score, beta=1.0)
     stats = calibrated(weight)
@@ -274,7 +307,8 @@ def test_plain_data(score):
     assert type(score)(**json.loads(json.dumps(asdict(score)))) == score
 
 
-# ---- edge values ----------------------------------------------------------------------------------------------------------------
+# ---- edge values
+# ----------------------------------------------------------------------------------------------------------------
 
 EDGES = st.sampled_from([0.0, 1.4e-45, -3e-42, 1e-38, -1e-30, 1e-3, 0.5, -1.0, 1.0, 3.0, -250.0])
 
@@ -282,7 +316,9 @@ EDGES = st.sampled_from([0.0, 1.4e-45, -3e-42, 1e-38, -1e-30, 1e-3, 0.5, -1.0, 1
 @st.composite
 def edge_weights(draw) -> Tensor:
     d_out, d_in = draw(st.integers(1, 5)), draw(st.integers(1, 5))
-    weight = torch.tensor(draw(st.lists(EDGES, min_size=d_out * d_in, max_size=d_out * d_in))).view(d_out, d_in)
+    weight = torch.tensor(draw(st.lists(EDGES, min_size=d_out * d_in, max_size=d_out * d_in))).view(
+        d_out, d_in
+    )
     kind = draw(st.sampled_from(["as drawn", "all zero", "one huge", "subnormal"]))
     if kind == "all zero":
         weight.zero_()
@@ -310,20 +346,29 @@ def test_edge_values(weight, data):
             continue  # the definition needs the sampled norms of the float64 weight: tested above
         expected = by_loops(score, weight, with_norms(x, y))
         torch.testing.assert_close(
-            score(weight.double(), with_norms(x, y)), expected, rtol=1e-12, atol=0, msg=lambda m, s=score: f"{s}: {m}"
+            score(weight.double(), with_norms(x, y)),
+            expected,
+            rtol=1e-12,
+            atol=0,
+            msg=lambda m, s=score: f"{s}: {m}",
         )
         if not subnormal:  # a subnormal norm has too few digits in float32 to compare
-            torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-38, msg=lambda m, s=score: f"{s}: {m}")
+            torch.testing.assert_close(
+                scores.double(), expected, rtol=1e-5, atol=1e-38, msg=lambda m, s=score: f"{s}: {m}"
+            )
 
 
 @pytest.mark.parametrize("score", [*CASES["ri"], *CASES["lp_norm"], *CASES["ria"]])
 def test_largest_representable_entry(score):
     weight = torch.tensor([[3e38, 1.0], [1.0, 2.0]])
     stats = with_norms(torch.ones(2), torch.ones(2))
-    torch.testing.assert_close(score(weight, stats).double(), by_loops(score, weight, stats), rtol=1e-4, atol=1e-36)
+    torch.testing.assert_close(
+        score(weight, stats).double(), by_loops(score, weight, stats), rtol=1e-4, atol=1e-36
+    )
 
 
-# ---- how the scores are related -------------------------------------------------------------------------------------------------
+# ---- how the scores are related
+# -------------------------------------------------------------------------------------------------
 
 
 def test_symwanda_without_outputs_is_wanda(weight):
@@ -359,7 +404,9 @@ def test_stochria_follows_its_seed(sampling):
     assert not torch.equal(scores[0], scores[2])
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(0.5, "output"), Unstructured(0.3, "output"), NM(2, 4), NM(4, 8)])
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(0.5, "output"), Unstructured(0.3, "output"), NM(2, 4), NM(4, 8)]
+)
 def test_within_a_row_owanda_selects_what_magnitude_selects(pattern):
     weight = torch.randn(12, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     stats = calibrated(weight)
@@ -369,7 +416,9 @@ def test_within_a_row_owanda_selects_what_magnitude_selects(pattern):
 def test_within_a_layer_owanda_selects_otherwise():
     weight = torch.randn(12, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     pattern = Unstructured(0.5, "layer")
-    assert not torch.equal(pattern(OWanda()(weight, calibrated(weight))), pattern(Magnitude()(weight, calibrated(weight))))
+    assert not torch.equal(
+        pattern(OWanda()(weight, calibrated(weight))), pattern(Magnitude()(weight, calibrated(weight)))
+    )
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.5, "output"), NM(2, 4)])
@@ -377,16 +426,24 @@ def test_within_a_row_symwanda_lies_between_wanda_and_magnitude(pattern):
     weight = torch.randn(12, 32, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     stats = calibrated(weight)
     wanda, magnitude = Wanda()(weight, stats), Magnitude()(weight, stats)
-    scaled = {t: SymWanda()(weight, replace(stats, output_norm=stats.output_norm * t)) for t in (0.0, 0.1, 1.0, 10.0, 1e12)}
+    scaled = {
+        t: SymWanda()(weight, replace(stats, output_norm=stats.output_norm * t))
+        for t in (0.0, 0.1, 1.0, 10.0, 1e12)
+    }
     assert torch.equal(pattern(scaled[0.0]), pattern(wanda))
     assert torch.equal(pattern(scaled[1e12]), pattern(magnitude))
-    assert len({pattern(scores).numpy().tobytes() for scores in scaled.values()}) > 2, "and it is not always one of the two"
+    assert len({pattern(scores).numpy().tobytes() for scores in scaled.values()}) > 2, (
+        "and it is not always one of the two"
+    )
     agreed = (wanda[:, :, None] > wanda[:, None, :]) & (magnitude[:, :, None] > magnitude[:, None, :])
     for scores in scaled.values():
-        assert (scores[:, :, None] > scores[:, None, :])[agreed].all(), "where both prefer one weight, so does SymWanda"
+        assert (scores[:, :, None] > scores[:, None, :])[agreed].all(), (
+            "where both prefer one weight, so does SymWanda"
+        )
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------------------
+# ---- what is refused
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,17 @@ FORBIDDEN = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "shutil.unpack_archive"),
 }
 SAFE_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader", "yaml.BaseLoader"}
-FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "tarfile", "zipfile"}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "tarfile",
+    "zipfile",
+}
 
 
 class Bomb:
@@ -50,12 +60,16 @@ def test_nothing_that_runs_code_from_a_file_or_a_string_is_called(source):
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) not in FORBIDDEN, f"line {node.lineno}"
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            assert ast.unparse(node.func) != "yaml.load" or options.get("Loader") in SAFE_LOADERS, f"line {node.lineno}"
+            assert ast.unparse(node.func) != "yaml.load" or options.get("Loader") in SAFE_LOADERS, (
+                f"line {node.lineno}"
+            )
             assert options.get("trust_remote_code", "False") == "False", f"line {node.lineno}"
             assert options.get("shell", "False") == "False", f"line {node.lineno}"
             assert options.get("allow_pickle", "False") == "False", f"line {node.lineno}"
         elif isinstance(node, ast.Import):
-            assert not {alias.name.split(".")[0] for alias in node.names} & FORBIDDEN_MODULES, f"line {node.lineno}"
+            assert not {alias.name.split(".")[0] for alias in node.names} & FORBIDDEN_MODULES, (
+                f"line {node.lineno}"
+            )
         elif isinstance(node, ast.ImportFrom):
             assert (node.module or "").split(".")[0] not in FORBIDDEN_MODULES, f"line {node.lineno}"
 
@@ -83,7 +97,9 @@ def test_a_pickle_beside_safetensors_is_not_opened(checkpoint, tmp_path):
 def test_an_adapter_does_not_lead_to_another_model(checkpoint, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "organisation/another"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "organisation/another"})
+    )
     with pytest.raises(UserError, match="holds an adapter: merge it"):
         load_model(str(folder))
 
@@ -93,10 +109,18 @@ def test_code_that_a_model_brings_is_not_run(checkpoint, tmp_path, read):
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())
-    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own-family", "auto_map": classes}))
+    classes = {
+        "AutoConfig": "own.Config",
+        "AutoModelForCausalLM": "own.Model",
+        "AutoTokenizer": ["own.Tokenizer", None],
+    }
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "own-family", "auto_map": classes})
+    )
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "tokenizer_class": "Tokenizer", "auto_map": classes}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**tokenizer, "tokenizer_class": "Tokenizer", "auto_map": classes})
+    )
     (folder / "own.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')\n")
     with pytest.raises(UserError, match="cannot load"):
         read(str(folder))
@@ -104,7 +128,13 @@ def test_code_that_a_model_brings_is_not_run(checkpoint, tmp_path, read):
 
 
 @pytest.mark.parametrize(
-    "text", ["ria(alpha=__import__('os').getpid())", "ria(alpha=open('x'))", "__import__('os')", "ria(alpha=(lambda: 1)())"]
+    "text",
+    [
+        "ria(alpha=__import__('os').getpid())",
+        "ria(alpha=open('x'))",
+        "__import__('os')",
+        "ria(alpha=(lambda: 1)())",
+    ],
 )
 def test_a_method_is_parsed_and_never_evaluated(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -117,7 +147,9 @@ def test_a_profile_cannot_make_objects(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
     smoke = (paths.ROOT / "papermill_params" / "smoke.yaml").read_text()
     (tmp_path / "smoke.yaml").write_text(smoke)
-    (tmp_path / "evil.yaml").write_text(f"{smoke}\nseeds: !!python/object/apply:builtins.open ['{tmp_path / 'exploded'}', 'w']\n")
+    (tmp_path / "evil.yaml").write_text(
+        f"{smoke}\nseeds: !!python/object/apply:builtins.open ['{tmp_path / 'exploded'}', 'w']\n"
+    )
     with pytest.raises(UserError):
         load_profile("evil")
     assert not (tmp_path / "exploded").exists()
@@ -151,7 +183,11 @@ def profile(tmp_path, monkeypatch):
     return read
 
 
-SOUND = (paths.ROOT / "papermill_params" / "smoke.yaml").read_bytes().replace(b"profile: smoke", b"profile: fuzzed")
+SOUND = (
+    (paths.ROOT / "papermill_params" / "smoke.yaml")
+    .read_bytes()
+    .replace(b"profile: smoke", b"profile: fuzzed")
+)
 
 
 @given(st.data())
@@ -161,7 +197,9 @@ def test_a_changed_byte_of_a_profile_is_refused_or_changes_one_value(profile, da
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     sound, found = profile(SOUND), profile(bytes(content))
     assert sound is not None
-    assert found is None or (found.keys() == sound.keys() and sum(found[key] != sound[key] for key in sound) <= 1)
+    assert found is None or (
+        found.keys() == sound.keys() and sum(found[key] != sound[key] for key in sound) <= 1
+    )
 
 
 @given(st.binary(max_size=100) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
@@ -172,7 +210,18 @@ def test_bytes_of_any_kind_are_no_profile(profile, content):
 
 
 @pytest.mark.parametrize(
-    "value", ["2024-99-99", "!!int ''", "!!float x", "0b_", "!!timestamp x", "!!bool x", "9" * 5000, "[" * 500, "&a [*b]"]
+    "value",
+    [
+        "2024-99-99",
+        "!!int ''",
+        "!!float x",
+        "0b_",
+        "!!timestamp x",
+        "!!bool x",
+        "9" * 5000,
+        "[" * 500,
+        "&a [*b]",
+    ],
 )
 def test_a_value_that_yaml_stumbles_over_is_refused(profile, value):
     assert profile(SOUND + f"extra: {value}\n".encode()) is None

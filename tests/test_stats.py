@@ -19,7 +19,13 @@ def definition(samples: list[torch.Tensor], outputs: list[torch.Tensor]) -> dict
     tokens = [token for sample in samples for token in sample.tolist()]
     d, n = len(tokens[0]), len(tokens)
     mean = [sum(t[j] for t in tokens) / n for j in range(d)]
-    within = [sum(sum((t[j] - sum(u[j] for u in s) / len(s)) ** 2 for t in s) for s in (x.tolist() for x in samples)) / n for j in range(d)]
+    within = [
+        sum(
+            sum((t[j] - sum(u[j] for u in s) / len(s)) ** 2 for t in s) for s in (x.tolist() for x in samples)
+        )
+        / n
+        for j in range(d)
+    ]
     out = [token for sample in outputs for token in sample.tolist()]
     vectors = {
         "input_norm": [sum(t[j] ** 2 for t in tokens) ** 0.5 for j in range(d)],
@@ -35,7 +41,12 @@ lengths = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=lengths, cut=st.integers(0, 5), seed=st.integers(0, 2**16), offset=st.sampled_from([0.0, 1.0, 1e4]))
+@given(
+    lengths=lengths,
+    cut=st.integers(0, 5),
+    seed=st.integers(0, 2**16),
+    offset=st.sampled_from([0.0, 1.0, 1e4]),
+)
 def test_statistics_equal_their_definition_and_merging_equals_one_stream(lengths, cut, seed, offset):
     generator = torch.Generator().manual_seed(seed)
     samples = [torch.randn(n, 3, generator=generator, dtype=torch.float64) + offset for n in lengths]
@@ -80,7 +91,9 @@ def test_a_batch_is_its_samples():
     for sample, out in zip(x, y, strict=True):
         one_by_one.update(sample, out)
     for name in VECTORS:
-        torch.testing.assert_close(getattr(batch.finish(), name), getattr(one_by_one.finish(), name), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            getattr(batch.finish(), name), getattr(one_by_one.finish(), name), rtol=1e-6, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -90,14 +103,21 @@ def test_half_precision_is_summed_in_float32_or_better(dtype):
     accumulator.update(x)
     stats = accumulator.finish()
     assert stats.input_norm.dtype == torch.float32
-    torch.testing.assert_close(stats.input_norm, (x.double().square().sum(0).sqrt()).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        stats.input_norm, (x.double().square().sum(0).sqrt()).float(), rtol=1e-6, atol=0
+    )
 
 
 def test_a_small_spread_around_a_large_mean_survives_float32():
     x = 1000 + 0.01 * torch.randn(512, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     accumulator = StatsAccumulator(3, 1)
     accumulator.update(x.float())
-    torch.testing.assert_close(accumulator.finish().input_var_within.double(), x.float().double().var(0, correction=0), rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        accumulator.finish().input_var_within.double(),
+        x.float().double().var(0, correction=0),
+        rtol=1e-2,
+        atol=0,
+    )
 
 
 def test_nothing_seen_is_all_zero():
@@ -146,7 +166,9 @@ def test_statistics_move_between_devices_and_dtypes():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_the_gram_matrix_is_exact_and_merges(dtype):
-    x = (torch.randn(6, 20, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1).to(dtype)
+    x = (torch.randn(6, 20, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1).to(
+        dtype
+    )
     parts = [StatsAccumulator(12, 3, gram=True) for _ in range(3)]
     parts[0].update(x[:1])
     parts[1].update(x[1:4])

@@ -1,4 +1,6 @@
-"""Sums in files come back to the bit, merge to the bits of one go however the windows are split, and say nothing but sums."""
+"""Sums in files come back to the bit, merge to the bits of one go however the windows are split, and say
+nothing but sums.
+"""
 
 import itertools
 import json
@@ -41,7 +43,10 @@ def same(first: dict, second: dict, fields=(*EXACT, "gram")) -> bool:
         for name in first
         for field in fields
         if getattr(first[name], field) is not None
-    ) and all((first[name].n_tokens, first[name].n_samples) == (second[name].n_tokens, second[name].n_samples) for name in first)
+    ) and all(
+        (first[name].n_tokens, first[name].n_samples) == (second[name].n_tokens, second[name].n_samples)
+        for name in first
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +70,13 @@ def test_any_split_in_any_order_merges_to_the_bits_of_one_go(alone, whole, order
     random.Random(seed).shuffle(parts)
     found = merge(parts)
     assert same(found.statistics, whole, EXACT)
-    for name, stats in found.statistics.items():  # float64 sums of X^T X, shown in float32: one unit in the last place
+    # float64 sums of X^T X, shown in float32: one unit in the last place
+    for name, stats in found.statistics.items():
         torch.testing.assert_close(stats.gram, whole[name].gram, rtol=2**-23, atol=1e-12)
-        assert torch.equal(RIA()(torch.ones(3, len(stats.input_norm)), stats), RIA()(torch.ones(3, len(stats.input_norm)), whole[name]))
+        assert torch.equal(
+            RIA()(torch.ones(3, len(stats.input_norm)), stats),
+            RIA()(torch.ones(3, len(stats.input_norm)), whole[name]),
+        )
     assert sum(part["n_windows"] for part in found.parts) == 12
 
 
@@ -110,7 +119,10 @@ def test_a_file_holds_sums_and_no_token(tmp_path):
     assert about["parts"] == [{"windows": digest(windows), "n_windows": 5}]
     for key, shape in shapes.items():  # no dimension grows with windows or tokens
         d_out, d_in = named_linears(tiny.model())[key.rsplit(".", 1)[0]].weight.shape
-        assert shape == {"inputs": (2, 3, d_in), "gram": (d_in, d_in), "outputs": (2, d_out)}[key.rsplit(".", 1)[1]]
+        assert (
+            shape
+            == {"inputs": (2, 3, d_in), "gram": (d_in, d_in), "outputs": (2, d_out)}[key.rsplit(".", 1)[1]]
+        )
 
 
 @pytest.mark.parametrize("cut", [0, 7, 300, -9])
@@ -157,19 +169,44 @@ def test_what_is_remembered_stays_within_its_bytes_and_the_last_used_stays(tmp_p
 def test_shards_are_gathered_merged_and_pruned_with_by_commands(capsys, tmp_path, small, checkpoint):  # noqa: F811
     options = [*small[1:6], "--seq-len", 32, "--n-calib", 5, "--json"]
     for i in (1, 2, 3):
-        code, out, err = call(capsys, "calibrate", *options, "--shard", f"{i}/3", "--out", tmp_path / f"{i}.safetensors")
+        code, out, err = call(
+            capsys, "calibrate", *options, "--shard", f"{i}/3", "--out", tmp_path / f"{i}.safetensors"
+        )
         assert (code, err) == (0, ""), err
     assert json.loads(out)["windows"] == 1
     assert call(capsys, "calibrate", *options, "--out", tmp_path / "whole.safetensors")[0] == 0
     code, out, _ = call(
-        capsys, "merge", tmp_path / "3.safetensors", tmp_path / "1.safetensors", "--out", tmp_path / "13.safetensors", "--json"
+        capsys,
+        "merge",
+        tmp_path / "3.safetensors",
+        tmp_path / "1.safetensors",
+        "--out",
+        tmp_path / "13.safetensors",
+        "--json",
     )
     assert json.loads(out)["missing_shards"] == ["2/3"]
-    call(capsys, "merge", tmp_path / "13.safetensors", tmp_path / "2.safetensors", "--out", tmp_path / "all.safetensors")
-    assert same(load(tmp_path / "all.safetensors").statistics, load(tmp_path / "whole.safetensors").statistics, EXACT)
+    call(
+        capsys,
+        "merge",
+        tmp_path / "13.safetensors",
+        tmp_path / "2.safetensors",
+        "--out",
+        tmp_path / "all.safetensors",
+    )
+    assert same(
+        load(tmp_path / "all.safetensors").statistics, load(tmp_path / "whole.safetensors").statistics, EXACT
+    )
     for name in ("all", "whole"):
         code, *_ = call(
-            capsys, "prune", checkpoint, "--statistics", tmp_path / f"{name}.safetensors", "--pattern", "2:4", "--out", tmp_path / name
+            capsys,
+            "prune",
+            checkpoint,
+            "--statistics",
+            tmp_path / f"{name}.safetensors",
+            "--pattern",
+            "2:4",
+            "--out",
+            tmp_path / name,
         )
         assert code == 0
     code, _, err = call(
@@ -229,7 +266,9 @@ def test_help_teaches(capsys, command):
 def test_the_batch_size_auto_is_kept_as_the_number_it_came_to(checkpoint, corpus, tmp_path, capsys):
     options = [checkpoint, "--corpus", corpus, "--n-calib", 5, "--seq-len", 32, "--device", "auto"]
     for size in ("auto", "16"):
-        code, _, err = call(capsys, "calibrate", *options, "--batch-size", size, "--out", tmp_path / f"{size}.safetensors")
+        code, _, err = call(
+            capsys, "calibrate", *options, "--batch-size", size, "--out", tmp_path / f"{size}.safetensors"
+        )
         assert code == 0, err
     auto, sixteen = (load(tmp_path / f"{size}.safetensors") for size in ("auto", "16"))
     assert auto.asked == sixteen.asked  # 512 tokens hold 16 windows of 32

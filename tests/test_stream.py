@@ -1,4 +1,6 @@
-"""Streamed pruning ends with the bits of pruning in memory, never holds two decoder layers, and keeps to its budget."""
+"""Streamed pruning ends with the bits of pruning in memory, never holds two decoder layers, and keeps to its
+budget.
+"""
 
 import json
 import subprocess
@@ -10,7 +12,19 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from symprune import NM, RIA, Magnitude, R2DSnoT, Recipe, SymWanda, Unstructured, UserError, Wanda, prune, save_masks
+from symprune import (
+    NM,
+    RIA,
+    Magnitude,
+    R2DSnoT,
+    Recipe,
+    SymWanda,
+    Unstructured,
+    UserError,
+    Wanda,
+    prune,
+    save_masks,
+)
 from symprune.base import paths
 from symprune.methods.refine.exact_swap import ExactSwap
 from symprune.models.layers import decoder_layers, named_linears, weight_view
@@ -50,17 +64,29 @@ def test_every_family_streams_to_the_bits_of_the_run_in_memory(family, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(RIA(), NM(2, 4), R2DSnoT()), Recipe(SymWanda()), Recipe(Wanda(), NM(2, 4), ExactSwap()), Recipe(Magnitude())]
+    "recipe",
+    [
+        Recipe(RIA(), NM(2, 4), R2DSnoT()),
+        Recipe(SymWanda()),
+        Recipe(Wanda(), NM(2, 4), ExactSwap()),
+        Recipe(Magnitude()),
+    ],
 )
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
 @pytest.mark.parametrize("spill", [False, True])
-def test_recipes_and_propagation_and_hidden_states_on_disk_change_no_bit(recipe, propagate, spill, tmp_path, monkeypatch):
+def test_recipes_and_propagation_and_hidden_states_on_disk_change_no_bit(
+    recipe, propagate, spill, tmp_path, monkeypatch
+):
     name, windows = saved(tmp_path, tie_word_embeddings=True), tiny.windows(5)
     model = load_model(name)
     prune(model, windows, recipe, propagate, batch_size=2)
     if spill:
         real = stream.plan
-        monkeypatch.setattr(stream, "plan", lambda cost, *rest: stream.Plan(cost, True, **{k: vars(real(cost, *rest))[k] for k in KEPT}))
+        monkeypatch.setattr(
+            stream,
+            "plan",
+            lambda cost, *rest: stream.Plan(cost, True, **{k: vars(real(cost, *rest))[k] for k in KEPT}),
+        )
     prune_checkpoint(name, tmp_path / "out", windows, recipe, propagate, batch_size=2)
     assert same_weights(str(tmp_path / "out"), model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
@@ -85,7 +111,11 @@ def test_half_precision_streams_in_the_dtype_asked_for(tmp_path):
     prune_checkpoint(name, tmp_path / "out", windows, WANDA, dtype="bfloat16")
     out = load_model(str(tmp_path / "out"), "bfloat16")
     assert all(torch.equal(tensor, out.state_dict()[key]) for key, tensor in model.state_dict().items())
-    assert {tensor.dtype for file in (tmp_path / "out").glob("*.safetensors") for tensor in load_file(file).values()} == {torch.bfloat16}
+    assert {
+        tensor.dtype
+        for file in (tmp_path / "out").glob("*.safetensors")
+        for tensor in load_file(file).values()
+    } == {torch.bfloat16}
 
 
 def test_never_more_than_one_decoder_layer_is_in_memory(tmp_path, monkeypatch):
@@ -94,7 +124,9 @@ def test_never_more_than_one_decoder_layer_is_in_memory(tmp_path, monkeypatch):
 
     def watched(linears):
         model = built[0]
-        seen.append([i for i, layer in enumerate(decoder_layers(model)) if not next(layer.parameters()).is_meta])
+        seen.append(
+            [i for i, layer in enumerate(decoder_layers(model)) if not next(layer.parameters()).is_meta]
+        )
         assert model.get_input_embeddings().weight.is_meta
         return real(linears)
 
@@ -110,7 +142,9 @@ def test_a_checkpoint_without_a_prefix_on_its_names_is_read(tmp_path):
 
     name = saved(tmp_path, "gpt2")
     files = sorted((tmp_path / "dense").glob("*.safetensors"))
-    tensors = {key.removeprefix("transformer."): tensor for file in files for key, tensor in load_file(file).items()}
+    tensors = {
+        key.removeprefix("transformer."): tensor for file in files for key, tensor in load_file(file).items()
+    }
     for file in [*files, tmp_path / "dense/model.safetensors.index.json"]:
         file.unlink()
     save_file(tensors, tmp_path / "dense/model.safetensors", {"format": "pt"})
@@ -194,7 +228,9 @@ def test_masks_that_are_kept_count_one_bit_for_every_prunable_weight_and_are_cop
     costs = [Cost(shape, 4, 12, keep_masks=keep) for keep in (False, True)]
     assert [cost.masks for cost in costs] == [0, bits // 8]
     assert costs[1].streamed(False) - costs[0].streamed(False) <= 3 * bits // 8
-    deep = [Cost(replace(shape, linears=10**12), 4, 12, keep_masks=keep).streamed(False) for keep in (False, True)]
+    deep = [
+        Cost(replace(shape, linears=10**12), 4, 12, keep_masks=keep).streamed(False) for keep in (False, True)
+    ]
     assert deep[1] == 3 * 10**12 // 8 + costs[0].hidden > deep[0]
 
 
@@ -219,7 +255,9 @@ def test_the_memory_predicted_is_the_memory_taken_within_a_quarter(memory, keep,
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 128}
     name = saved(tmp_path, hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, **heads)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name, str(tmp_path / "out"), str(memory), str(keep)], capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, name, str(tmp_path / "out"), str(memory), str(keep)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -13,7 +13,14 @@ from symprune.methods.norms import SAMPLERS
 from symprune.methods.objective import PAIRS
 from symprune.methods.stats import LayerStats
 from symprune.models.layers import named_linears, weight_view
-from symprune.paper.theory import mask_prediction, methods_table, removal_identity, sampling_reads, statistics_of, symwanda_agreement
+from symprune.paper.theory import (
+    mask_prediction,
+    methods_table,
+    removal_identity,
+    sampling_reads,
+    statistics_of,
+    symwanda_agreement,
+)
 from symprune.pruning.calibrate import linear_activations
 
 CONSTRUCTIONS = [(name, construction) for name in SCORES for construction in PAIRS[name]]
@@ -40,18 +47,24 @@ def test_removal_identity_holds_for_every_pair():
 def test_removal_identity_sees_a_wrong_score(monkeypatch):
     weight, inputs, outputs, _ = layer()
     wrong = {"lp": LpNorm(p=2.0)}
-    monkeypatch.setitem(PAIRS, "lp_norm", {"of another p": lambda *tensors, p, alpha: PAIRS["ri"]["diagonals"](*tensors)})
+    monkeypatch.setitem(
+        PAIRS, "lp_norm", {"of another p": lambda *tensors, p, alpha: PAIRS["ri"]["diagonals"](*tensors)}
+    )
     assert removal_identity(weight, inputs, outputs.t(), wrong)["relative"].item() > 0.1
 
 
 def test_mask_prediction_by_definition():
     weight, inputs, outputs, stats = layer()
     shown = {name: cls() for name, cls in SCORES.items()} | {"symmetric": Symmetric(squared=True)}
-    found = mask_prediction(weight, inputs, outputs.t(), [0.3, 0.6], shown).set_index(["method", "construction", "sparsity"])
+    found = mask_prediction(weight, inputs, outputs.t(), [0.3, 0.6], shown).set_index(
+        ["method", "construction", "sparsity"]
+    )
     assert len(found) == 2 * len(CONSTRUCTIONS)
     for (name, construction, sparsity), row in found.iterrows():
         pair = PAIRS[name][construction](weight, inputs, outputs, **vars(shown[name]))
-        removed = [tuple(ij) for ij in (~Unstructured(sparsity)(shown[name](weight, stats))).nonzero().tolist()]
+        removed = [
+            tuple(ij) for ij in (~Unstructured(sparsity)(shown[name](weight, stats))).nonzero().tolist()
+        ]
         change = torch.zeros_like(weight)
         costs = []
         for i, j in removed:
@@ -59,10 +72,15 @@ def test_mask_prediction_by_definition():
             x, y = pair.X[:, j].square().sum().item(), pair.Y[i].square().sum().item()
             costs.append((size * (x**0.5 + y**0.5), size**2 * (x + y)))
             change[i, j] = weight[i, j] * pair.factor[j]
-        sides = [torch.einsum("tj,ij->ti", pair.X, change).square().sum(), torch.einsum("ik,ij->kj", pair.Y, change).square().sum()]
+        sides = [
+            torch.einsum("tj,ij->ti", pair.X, change).square().sum(),
+            torch.einsum("ik,ij->kj", pair.Y, change).square().sum(),
+        ]
         assert row["g"] == pytest.approx(sum(side.item() ** 0.5 for side in sides), rel=1e-10)
         assert row["g_squared"] == pytest.approx(sum(side.item() for side in sides), rel=1e-10)
-        assert [row["sum"], row["sum_squared"]] == pytest.approx([sum(c) for c in zip(*costs, strict=True)], rel=1e-10)
+        assert [row["sum"], row["sum_squared"]] == pytest.approx(
+            [sum(c) for c in zip(*costs, strict=True)], rel=1e-10
+        )
 
 
 def test_the_sum_of_costs_is_a_bound_and_squares_add_where_changes_are_orthogonal():
@@ -94,7 +112,11 @@ def test_reads_are_counted(shape):
     found = sampling_reads([weight], [0.25, 1.0], list(SAMPLERS)).set_index(["sampling", "beta"])
     size, (d_out, d_in) = weight.numel(), shape
     both = (d_out * round(0.25 * d_in) + d_in * round(0.25 * d_out)) / size
-    assert found.loc[("independent", 0.25), "entries"] == found.loc[("shared", 0.25), "entries"] == pytest.approx(both)
+    assert (
+        found.loc[("independent", 0.25), "entries"]
+        == found.loc[("shared", 0.25), "entries"]
+        == pytest.approx(both)
+    )
     assert both < found.loc[("weighted", 0.25), "entries"] < 2 * both
     assert (found.xs(1.0, level="beta") == 1).all().all(), "exact norms read everything once"
     lines = found.xs(0.25, level="beta")["lines"]

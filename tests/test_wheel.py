@@ -1,4 +1,6 @@
-"""The package as people install it: a wheel, in an environment and a folder that know nothing of the checkout."""
+"""The package as people install it: a wheel, in an environment and a folder that know nothing of the
+checkout.
+"""
 
 import os
 import shutil
@@ -15,10 +17,14 @@ from symprune.base import paths
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The `symprune` command of a fresh environment: the wheel installed, its dependencies taken from this one."""
+    """The `symprune` command of a fresh environment: the wheel installed, its dependencies taken from this
+    one.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     source, environment = folder / "source", folder / "environment"
-    shutil.copytree(paths.ROOT / "symprune", source / "symprune", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        paths.ROOT / "symprune", source / "symprune", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(paths.ROOT / name, source)
     alone = ["--no-deps", "--quiet", "--disable-pip-version-check"]
@@ -28,7 +34,8 @@ def installed(tmp_path_factory) -> Path:
     venv.create(environment, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     subprocess.run([*pip, "--python", environment / "bin/python", "install", *alone, wheel], check=True)
-    # As a path alone, the .pth files there are not read: an editable install in this environment stays unknown.
+    # As a path alone, the .pth files there are not read: an editable install in this environment stays
+    # unknown.
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     return environment / "bin/symprune"
 
@@ -36,8 +43,12 @@ def installed(tmp_path_factory) -> Path:
 @pytest.fixture
 def run(installed, tmp_path):
     def command(*args: str) -> subprocess.CompletedProcess:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SYMPRUNE_", "PYTHON"))}
-        return subprocess.run([installed, *args], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SYMPRUNE_", "PYTHON"))
+        }
+        return subprocess.run(
+            [installed, *args], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
 
     return command
 
@@ -58,8 +69,17 @@ def test_the_embedded_model_is_pruned_evaluated_and_verified_from_another_folder
 def test_every_module_and_data_file_is_in_the_wheel(installed):
     (package,) = installed.parents[1].rglob("site-packages/symprune")
     here = paths.ROOT / "symprune"
-    files = [file.relative_to(here) for file in here.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-    assert {Path("py.typed"), Path("__init__.pyi"), Path("paper/claims.yaml"), Path("measure/dense.yaml")} <= set(files)
+    files = [
+        file.relative_to(here)
+        for file in here.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
+    assert {
+        Path("py.typed"),
+        Path("__init__.pyi"),
+        Path("paper/claims.yaml"),
+        Path("measure/dense.yaml"),
+    } <= set(files)
     assert all((package / file).read_bytes() == (here / file).read_bytes() for file in files)
 
 

@@ -1,4 +1,6 @@
-"""Zero-shot accuracy is that of the given object, by definition; tasks are the official ones, wherever their data lie."""
+"""Zero-shot accuracy is that of the given object, by definition; tasks are the official ones, wherever their
+data lie.
+"""
 
 import json
 import math
@@ -31,7 +33,9 @@ def model(checkpoint):
 
 
 def log_likelihoods(model, tokenizer, context: str, choices: list[str]) -> list[float]:
-    """The sum over the tokens of each choice of the log-probability given all before, one choice at a time."""
+    """The sum over the tokens of each choice of the log-probability given all before, one choice at a
+    time.
+    """
     sums = []
     for choice in choices:
         before = tokenizer(context).input_ids
@@ -44,7 +48,9 @@ def log_likelihoods(model, tokenizer, context: str, choices: list[str]) -> list[
 
 
 def by_definition(model, tokenizer, n: int) -> tuple[list[bool], list[bool]]:
-    """Whether each of the first n examples is answered rightly: by log-likelihood, and by log-likelihood per character."""
+    """Whether each of the first n examples is answered rightly: by log-likelihood, and by log-likelihood per
+    character.
+    """
     plain, per_character = [], []
     for row in continuation_examples()[:n]:
         logs = log_likelihoods(model, tokenizer, row["context"], row["choices"])
@@ -85,7 +91,9 @@ def test_continuations_are_the_same_everywhere_and_the_first_are_of_many_article
 
 
 def test_validation_articles_make_other_examples():
-    assert not {row["title"] for row in continuation_examples("validation")} & {row["title"] for row in continuation_examples()}
+    assert not {row["title"] for row in continuation_examples("validation")} & {
+        row["title"] for row in continuation_examples()
+    }
 
 
 # The score.
@@ -126,8 +134,12 @@ def test_the_batch_size_reaches_the_model_and_changes_no_answer(model, tokenizer
     sizes, answers = {}, {}
     for batch_size in (1, 5):
         rows = []
-        hook = model.register_forward_hook(lambda _, args, kwargs, out, rows=rows: rows.append(out.logits.shape[0]), with_kwargs=True)
-        answers[batch_size] = zero_shot(model, tokenizer, task, limit=5, batch_size=batch_size).scores[CONTINUATION].correct
+        hook = model.register_forward_hook(
+            lambda _, args, kwargs, out, rows=rows: rows.append(out.logits.shape[0]), with_kwargs=True
+        )
+        answers[batch_size] = (
+            zero_shot(model, tokenizer, task, limit=5, batch_size=batch_size).scores[CONTINUATION].correct
+        )
         hook.remove()
         sizes[batch_size] = max(rows)
     assert sizes == {1: 1, 5: 5}
@@ -162,12 +174,16 @@ def test_prompts_begin_as_the_text_of_perplexity_does(model, tokenizer, task, bo
             return found
 
         def encode(self, text, *args, add_special_tokens=True, **options):
-            return [self.bos_token_id] * (bos and add_special_tokens) + super().encode(text, *args, add_special_tokens=False, **options)
+            return [self.bos_token_id] * (bos and add_special_tokens) + super().encode(
+                text, *args, add_special_tokens=False, **options
+            )
 
     policy = WithPolicy.__new__(WithPolicy)
     policy.__dict__ = tokenizer.__dict__
     first = []
-    hook = model.register_forward_hook(lambda _, args, kwargs, __: first.append(args[0][:, 0].tolist()), with_kwargs=True)
+    hook = model.register_forward_hook(
+        lambda _, args, kwargs, __: first.append(args[0][:, 0].tolist()), with_kwargs=True
+    )
     zero_shot(model, policy, task, limit=2, batch_size=1)
     hook.remove()
     assert corpora.adds_bos(policy) is bos
@@ -203,7 +219,9 @@ def test_without_hub_and_folder_one_line_says_what_to_provide(tmp_path, monkeypa
     for folder in (None, tmp_path):
         if folder:
             monkeypatch.setenv("SYMPRUNE_DATA", str(folder))
-        with pytest.raises(UserError, match=r"cannot reach the hub .* \$SYMPRUNE_DATA/aps/super_glue .*'continuation'") as caught:
+        with pytest.raises(
+            UserError, match=r"cannot reach the hub .* \$SYMPRUNE_DATA/aps/super_glue .*'continuation'"
+        ) as caught:
             load_tasks(["boolq"])
         assert "\n" not in str(caught.value)
 
@@ -228,7 +246,11 @@ def test_all_seven_tasks_run_on_a_local_folder(model, tokenizer, monkeypatch):
     result = zero_shot(model, tokenizer, OFFICIAL, limit=2)
     assert list(result.scores) == OFFICIAL
     assert all(score.n == 2 and score.acc in (0, 0.5, 1) for score in result.scores.values())
-    assert {name for name, score in result.scores.items() if score.acc_norm is None} == {"boolq", "rte", "winogrande"}
+    assert {name for name, score in result.scores.items() if score.acc_norm is None} == {
+        "boolq",
+        "rte",
+        "winogrande",
+    }
 
 
 # In an experiment.
@@ -245,7 +267,11 @@ WANDA = Recipe(Wanda(), Unstructured(0.8))
 
 def test_scores_are_measured_once_and_found_again(protocol, monkeypatch):
     first = Experiment(**protocol).zero_shot([None, WANDA], [CONTINUATION], limit=3)
-    assert list(zip(first["method"], first["seed"].fillna(-1), strict=True)) == [("dense", -1), ("wanda", 0), ("wanda", 1)]
+    assert list(zip(first["method"], first["seed"].fillna(-1), strict=True)) == [
+        ("dense", -1),
+        ("wanda", 0),
+        ("wanda", 1),
+    ]
     assert first["task"].tolist() == [CONTINUATION] * 3
     assert [text.count("1") / 3 for text in first["correct"]] == first["acc"].tolist()
     monkeypatch.setattr("symprune.models.load_model", None)
@@ -309,7 +335,10 @@ def test_eval_refuses_an_unknown_task_before_it_loads_the_model(checkpoint, caps
 
     monkeypatch.setattr("symprune.models.load_model", None)
     assert main(["eval", str(checkpoint), "--tasks", "boolk"]) == 2
-    assert capsys.readouterr().err == "symprune: error: unknown task 'boolk': did you mean boolq or openbookqa?\n"
+    assert (
+        capsys.readouterr().err
+        == "symprune: error: unknown task 'boolk': did you mean boolq or openbookqa?\n"
+    )
 
 
 @pytest.mark.gpu
@@ -321,4 +350,7 @@ def test_a_model_on_a_gpu_is_scored_there_with_the_same_answers(checkpoint, toke
     correct = zero_shot(model, tokenizer, task, limit=6).scores[CONTINUATION].correct
     hook.remove()
     assert set(devices) == {"cuda"}
-    assert correct == zero_shot(load_model(str(checkpoint)), tokenizer, task, limit=6).scores[CONTINUATION].correct
+    assert (
+        correct
+        == zero_shot(load_model(str(checkpoint)), tokenizer, task, limit=6).scores[CONTINUATION].correct
+    )

@@ -4,17 +4,27 @@ import torch
 import transformers as tf
 from torch import nn
 
-COMMON = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+COMMON = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 GATED = {**COMMON, "intermediate_size": 48, "num_key_value_heads": 2}
 
 CONFIGS = {
     "llama": lambda: tf.LlamaConfig(**GATED),
     "mistral, sliding window": lambda: tf.MistralConfig(**GATED, sliding_window=5),
     "qwen2": lambda: tf.Qwen2Config(**GATED),
-    "qwen2, window in its last layers": lambda: tf.Qwen2Config(**GATED, use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    "qwen2, window in its last layers": lambda: tf.Qwen2Config(
+        **GATED, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
     "qwen3": lambda: tf.Qwen3Config(**GATED, head_dim=8),
     "gemma": lambda: tf.GemmaConfig(**GATED, head_dim=8),
-    "gemma3, local and global layers": lambda: tf.Gemma3TextConfig(**GATED, head_dim=8, sliding_window=5, layer_types=LAYER_TYPES),
+    "gemma3, local and global layers": lambda: tf.Gemma3TextConfig(
+        **GATED, head_dim=8, sliding_window=5, layer_types=LAYER_TYPES
+    ),
     "opt": lambda: tf.OPTConfig(**COMMON, ffn_dim=48, word_embed_proj_dim=32),
     "gpt2": lambda: tf.GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64),
     "gpt-neox": lambda: tf.GPTNeoXConfig(**COMMON, intermediate_size=48),
@@ -24,9 +34,15 @@ CONFIGS = {
 MIXTURES = {
     "mixtral": lambda: tf.MixtralConfig(**GATED, num_local_experts=4, num_experts_per_tok=2),
     "qwen2-moe": lambda: tf.Qwen2MoeConfig(
-        **GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40
+        **GATED,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
     ),
-    "qwen3-moe": lambda: tf.Qwen3MoeConfig(**GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
+    "qwen3-moe": lambda: tf.Qwen3MoeConfig(
+        **GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
 }
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 

@@ -14,7 +14,9 @@ from symprune.base.errors import UserError
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8) under another name and rename it into place, readable as any other file of this user's."""
+    """Write a file (text as UTF-8) under another name and rename it into place, readable as any other file of
+    this user's.
+    """
     handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "wb") as f:
@@ -31,7 +33,9 @@ _LOCK = ".lock"  # in a folder that is being filled, held by the process that fi
 
 
 def require_free(target: Path, option: str) -> None:
-    """Raise UserError, with the option to choose otherwise by, if something lies there already or no folder can be made there."""
+    """Raise UserError, with the option to choose otherwise by, if something lies there already or no folder
+    can be made there.
+    """
     disk = _existing(target)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(target)  # a name that is too long is refused here, not after hours
@@ -41,15 +45,20 @@ def require_free(target: Path, option: str) -> None:
 
 
 def require_disk(target: Path, needed: int) -> None:
-    """Raise UserError if so many bytes are not free on the disk where `target` will lie; what a killed save of it left goes first."""
+    """Raise UserError if so many bytes are not free on the disk where `target` will lie; what a killed save
+    of it left goes first.
+    """
     _remove_leftovers(target)
     if needed > shutil.disk_usage(_existing(target)).free:
-        raise UserError(f"{target} needs {needed / 1e9:.1f} GB of disk, more than is free there: choose another --out")
+        raise UserError(
+            f"{target} needs {needed / 1e9:.1f} GB of disk, more than is free there: choose another --out"
+        )
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A path on the disk of `out`, in a folder of its own, to fill and leave: a killed or failed save never looks like a finished one.
+    """A path on the disk of `out`, in a folder of its own, to fill and leave: a killed or failed save never
+    looks like a finished one.
 
     What a killed one left is removed by the next with the same `out`.
     """
@@ -63,7 +72,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove what processes that were killed while they saved to `out` left; the system took their locks with them."""
+    """Remove what processes that were killed while they saved to `out` left; the system took their locks with
+    them.
+    """
     for lock in out.parent.glob(f".{glob.escape(out.name)}.*/{_LOCK}"):
         with contextlib.suppress(Timeout, OSError), FileLock(lock, blocking=False):
             shutil.rmtree(lock.parent)

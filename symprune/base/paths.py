@@ -5,7 +5,9 @@ from pathlib import Path
 
 
 def _root() -> Path:
-    """The project: SYMPRUNE_ROOT, else the nearest folder upwards that holds papermill_params, else the source checkout."""
+    """The project: SYMPRUNE_ROOT, else the nearest folder upwards that holds papermill_params, else the
+    source checkout.
+    """
     if override := os.environ.get("SYMPRUNE_ROOT"):
         return Path(override).resolve()
     checkout = Path(__file__).resolve().parents[2]
@@ -18,7 +20,9 @@ PARAMS = ROOT / "papermill_params"
 
 
 def output() -> Path:
-    """Where results/ and figures/ live: SYMPRUNE_OUTPUT (relative: to the project, for kernels run in another folder), else the project."""
+    """Where results/ and figures/ live: SYMPRUNE_OUTPUT (relative: to the project, for kernels run in another
+    folder), else the project.
+    """
     return (ROOT / os.environ.get("SYMPRUNE_OUTPUT", "")).resolve()
 
 

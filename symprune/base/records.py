@@ -29,7 +29,9 @@ _PACKAGES = ("symprune", "torch", "transformers", "tokenizers", "numpy", "gensim
 
 @dataclass(frozen=True)
 class Record:
-    """run: what was asked; metrics: what was measured; meta: with which versions, on which machine, from which commit."""
+    """run: what was asked; metrics: what was measured; meta: with which versions, on which machine, from
+    which commit.
+    """
 
     run: dict
     metrics: dict
@@ -46,12 +48,15 @@ class Record:
 
     @classmethod
     def from_dict(cls, plain: Any) -> "Record":
-        """The record that `to_dict` described; raises ValueError if it is anything else, or differs from its checksum.
+        """The record that `to_dict` described; raises ValueError if it is anything else, or differs from its
+        checksum.
 
         Records from before there were checksums have none, and are believed.
         """
         parts = {part: plain[part] for part in plain if part != "checksum"} if isinstance(plain, dict) else {}
-        if set(parts) != {"run", "metrics", "meta"} or not all(isinstance(part, dict) for part in parts.values()):
+        if set(parts) != {"run", "metrics", "meta"} or not all(
+            isinstance(part, dict) for part in parts.values()
+        ):
             raise ValueError("a record has the parts run, metrics and meta")
         record = cls(**parts)
         checksum = record._checksum()
@@ -69,13 +74,17 @@ class Record:
         return cls.from_dict(json.loads(text))
 
     def _checksum(self) -> str:
-        return hashlib.sha256(json.dumps([self.run, self.metrics, self.meta], sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            json.dumps([self.run, self.metrics, self.meta], sort_keys=True, allow_nan=False).encode()
+        ).hexdigest()[:16]
 
 
 class Store:
-    """A folder of records, `<key>.json` each. A failure never overwrites a record; a corrupt one is set aside and measured again.
+    """A folder of records, `<key>.json` each. A failure never overwrites a record; a corrupt one is set aside
+    and measured again.
 
-    Several processes may share it: of those that ask the same question one measures, the others wait for its answer.
+    Several processes may share it: of those that ask the same question one measures, the others wait for its
+    answer.
     """
 
     def __init__(self, folder: Path):
@@ -90,14 +99,18 @@ class Store:
         return self._read(file) if file.exists() else None
 
     def get_or_run(self, run: dict, measure: Callable[[], dict]) -> Record:
-        """The record of what was asked, measured now if there is none; what `measure` raises leaves the folder as it was.
+        """The record of what was asked, measured now if there is none; what `measure` raises leaves the
+        folder as it was.
 
         Raises UserError instead of measuring where the environment variable SYMPRUNE_REPLAY forbids it.
         """
         if found := self.get(run):
             return found
         if os.environ.get(REPLAY):
-            raise UserError(f"no record {run_key(run)} in {self.folder}, and nothing may be measured: a number has no record behind it")
+            raise UserError(
+                f"no record {run_key(run)} in {self.folder}, and nothing may be measured: a number has no"
+                " record behind it"
+            )
         with self._lock(run_key(run)):
             return self.get(run) or self.put(Record(run, measure(), provenance()))
 
@@ -118,7 +131,8 @@ class Store:
         return record
 
     def _lock(self, key: str) -> FileLock:
-        # The system holds it for the process, not the file for itself: a killed process leaves nothing that would have to be broken.
+        # The system holds it for the process, not the file for itself: a killed process leaves nothing that
+        # would have to be broken.
         folder = self.folder / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / f"{key}.lock")
@@ -133,25 +147,37 @@ class Store:
             aside = file.with_suffix(".corrupt")
             with contextlib.suppress(FileNotFoundError):  # another process may have set it aside first
                 file.replace(aside)
-            warnings.warn(f"record {file.name} is corrupt ({error}); set aside as {aside.name} and measured again", stacklevel=2)
+            warnings.warn(
+                f"record {file.name} is corrupt ({error}); set aside as {aside.name} and measured again",
+                stacklevel=2,
+            )
             return None
 
 
 def read_lines(file: Path) -> dict[str, Record]:
-    """The records of a JSON lines file by key, none if there is no file; raises ValueError if a line is not a record."""
+    """The records of a JSON lines file by key, none if there is no file; raises ValueError if a line is not a
+    record.
+    """
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return {record.key: record for record in map(Record.from_json, lines)}
 
 
 def write_lines(file: Path, records: Iterable[Record]) -> None:
-    """Records as JSON lines in the order of their keys: one file to publish beside the tables they stand behind."""
-    lines = [json.dumps(r.to_dict(), sort_keys=True, allow_nan=False, ensure_ascii=False) for r in sorted(records, key=lambda r: r.key)]
+    """Records as JSON lines in the order of their keys: one file to publish beside the tables they stand
+    behind.
+    """
+    lines = [
+        json.dumps(r.to_dict(), sort_keys=True, allow_nan=False, ensure_ascii=False)
+        for r in sorted(records, key=lambda r: r.key)
+    ]
     write_whole(file, "".join(line + "\n" for line in lines))
 
 
 def run_key(run: dict) -> str:
     """The hash of what was asked, the protocol included."""
-    return hashlib.sha256(json.dumps([PROTOCOL, run], sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([PROTOCOL, run], sort_keys=True, allow_nan=False).encode()).hexdigest()[
+        :16
+    ]
 
 
 def provenance() -> dict[str, Any]:
@@ -166,7 +192,10 @@ def provenance() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
     return f"{os.cpu_count()} x {cpu}"
 
 
@@ -176,10 +205,15 @@ def _lines(file: str) -> list[str]:
 
 def _git() -> dict | None:
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(paths.ROOT), *args], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(paths.ROOT), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         # Outputs are rewritten while they are measured: only a change of the code makes a measurement dirty.
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "symprune", "papermill_params"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--", "symprune", "papermill_params")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None

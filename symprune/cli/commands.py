@@ -41,7 +41,11 @@ class Answer:
 def run_prune(args: argparse.Namespace) -> Answer:
     """Prune a model, in memory or streamed, and save it, its masks, or both."""
     refine = parse_method("refinement", args.refine, REFINERS) if args.refine != "none" else None
-    recipe = Recipe(parse_method("score", args.score, SCORES), parse_pattern(args.pattern, args.sparsity, args.group), refine)
+    recipe = Recipe(
+        parse_method("score", args.score, SCORES),
+        parse_pattern(args.pattern, args.sparsity, args.group),
+        refine,
+    )
     propagate = args.propagate or ("dense" if args.statistics else "pruned")
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
@@ -63,13 +67,17 @@ def _require_targets(args: argparse.Namespace) -> None:
     if args.memory is not None and not args.stream:
         raise UserError("--memory is a budget for --stream: give both")
     if not args.out and not args.masks:
-        raise UserError("nothing to write: give --out DIR for the pruned model, --masks FILE for its masks alone, or both")
+        raise UserError(
+            "nothing to write: give --out DIR for the pruned model, --masks FILE for its masks alone, or both"
+        )
     for option, target in [("--out", args.out), ("--masks", args.masks)]:
         if target:
             require_free(Path(target), option)
 
 
-def _calibration(args: argparse.Namespace, recipe: Recipe, propagate: str, tokenizer, weights: str) -> tuple[Any, dict | None]:
+def _calibration(
+    args: argparse.Namespace, recipe: Recipe, propagate: str, tokenizer, weights: str
+) -> tuple[Any, dict | None]:
     """Statistics or windows for the recipe (None: it reads neither), and what a record says of them."""
     if args.statistics:
         found = stats_files.load(args.statistics)
@@ -82,12 +90,20 @@ def _calibration(args: argparse.Namespace, recipe: Recipe, propagate: str, token
     return windows, {**asked, "propagate": propagate, "windows": corpora.digest(windows)}
 
 
-def _require_statistics_of(found: stats_files.Calibration, args: argparse.Namespace, recipe: Recipe, weights: str) -> None:
+def _require_statistics_of(
+    found: stats_files.Calibration, args: argparse.Namespace, recipe: Recipe, weights: str
+) -> None:
     file, asked = args.statistics, found.asked
     if asked["weights"] != weights or asked["dtype"] != args.dtype:
-        raise UserError(f"{file} was gathered on other weights, or in another dtype ({asked['dtype']}): give that model and dtype")
+        raise UserError(
+            f"{file} was gathered on other weights, or in another dtype ({asked['dtype']}): give that model"
+            " and dtype"
+        )
     if lacking := sorted((recipe.uses & stats_files.OPTIONAL) - set(asked["gathered"])):
-        raise UserError(f"{recipe.label} reads {', '.join(lacking)}, which {file} lacks: calibrate with --gather {','.join(lacking)}")
+        raise UserError(
+            f"{recipe.label} reads {', '.join(lacking)}, which {file} lacks: calibrate with --gather"
+            f" {','.join(lacking)}"
+        )
 
 
 def _prune_in_memory(
@@ -117,9 +133,13 @@ def _prune_streamed(
         masks.save(folder / models.MASKS, records[0])
         _save_beside(folder, tokenizer, records[0])
 
-    options = {name: getattr(args, name) for name in ("dtype", "device", "batch_size", "memory")} | {"progress": _progress(args)}
+    options = {name: getattr(args, name) for name in ("dtype", "device", "batch_size", "memory")} | {
+        "progress": _progress(args)
+    }
     calls = {"planned": lambda plan: _tell(args, plan), "finishing": finishing}
-    report = prune_checkpoint(args.model, args.out, calibration, recipe, propagate, masks=masks, **options, **calls)
+    report = prune_checkpoint(
+        args.model, args.out, calibration, recipe, propagate, masks=masks, **options, **calls
+    )
     return report, records[0]
 
 
@@ -146,7 +166,9 @@ def _shard(args: argparse.Namespace, windows) -> tuple[Any, dict]:
     if args.shard:
         i, n = args.shard
         if n > len(windows):
-            raise UserError(f"--shard {i}/{n}: there are only {len(windows)} windows to share out (--n-calib)")
+            raise UserError(
+                f"--shard {i}/{n}: there are only {len(windows)} windows to share out (--n-calib)"
+            )
         of = {"shard": f"{i}/{n}", "of": corpora.digest(windows)}
         windows = windows.tensor_split(n)[i - 1].clone()
     return windows, {"windows": corpora.digest(windows), "n_windows": len(windows), **of}
@@ -163,9 +185,16 @@ def _save_statistics(args: argparse.Namespace, calibration: stats_files.Calibrat
     out.parent.mkdir(parents=True, exist_ok=True)
     stats_files.save(out, calibration)
     n_windows, missing = sum(part["n_windows"] for part in calibration.parts), calibration.missing_shards
-    facts = {"out": args.out, "windows": n_windows, "linears": len(calibration.sums), "missing_shards": missing}
+    facts = {
+        "out": args.out,
+        "windows": n_windows,
+        "linears": len(calibration.sums),
+        "missing_shards": missing,
+    }
     lacking = f"; shards {', '.join(missing)} are still missing" if missing else ""
-    return Answer(facts, f"statistics of {len(calibration.sums)} linears on {n_windows} windows saved to {out}{lacking}")
+    return Answer(
+        facts, f"statistics of {len(calibration.sums)} linears on {n_windows} windows saved to {out}{lacking}"
+    )
 
 
 def run_apply(args: argparse.Namespace) -> Answer:
@@ -180,12 +209,23 @@ def run_apply(args: argparse.Namespace) -> Answer:
     differing = mask_files.apply_masks(model, found, args.other_weights)
     record = found.record
     if record is None or differing:
-        run = {"model": about, "recipe": record and record.run.get("recipe"), "masks_of": record and record.run}
+        run = {
+            "model": about,
+            "recipe": record and record.run.get("recipe"),
+            "masks_of": record and record.run,
+        }
         record = Record(run, {"sparsity": found.sparsity, "other_weights": differing}, provenance())
     _save_model(out, model, tokenizer, found.masks, record)
-    other = f"; {len(differing)} of {len(found.masks)} linears had other weights than when the masks were made" if differing else ""
+    other = (
+        f"; {len(differing)} of {len(found.masks)} linears had other weights than when the masks were made"
+        if differing
+        else ""
+    )
     facts = {"out": args.out, "sparsity": found.sparsity, "other_weights": differing, "note": _NOTE}
-    text = f"{found.sparsity:.2%} of the weights of {len(found.masks)} linears removed{other}\nsaved to {out}; {_NOTE}"
+    text = (
+        f"{found.sparsity:.2%} of the weights of {len(found.masks)} linears removed{other}\nsaved to {out};"
+        f" {_NOTE}"
+    )
     return Answer(facts, text)
 
 
@@ -197,14 +237,21 @@ def run_verify(args: argparse.Namespace) -> Answer:
     model = models.load_model(name, layers_path=args.layers_path) if name is not None else None
     facts = mask_files.verify_masks(found, model, applied)
     removed = f"{facts['sparsity']:.2%} of {facts['weights']} weights in {facts['linears']} linears removed"
-    return Answer(facts, f"{removed} ({facts['pattern'] or 'pattern not on record'})\nchecked: {', '.join(facts['checked']) or 'checksum'}")
+    return Answer(
+        facts,
+        f"{removed} ({facts['pattern'] or 'pattern not on record'})\nchecked:"
+        f" {', '.join(facts['checked']) or 'checksum'}",
+    )
 
 
 def run_diff(args: argparse.Namespace) -> Answer:
     """How two mask files agree."""
     facts = mask_files.diff_masks(mask_files.load_masks(args.a), mask_files.load_masks(args.b))
     width = max(map(len, facts["linears"]))
-    lines = [f"{name:<{width}}  {x['jaccard']:.4f}  {x['equal']:.4f}" for name, x in {**facts["linears"], "total": facts}.items()]
+    lines = [
+        f"{name:<{width}}  {x['jaccard']:.4f}  {x['equal']:.4f}"
+        for name, x in {**facts["linears"], "total": facts}.items()
+    ]
     return Answer(facts, "\n".join([f"{'linear':<{width}}  jaccard  equal", *lines]))
 
 
@@ -214,11 +261,20 @@ def run_eval(args: argparse.Namespace) -> Answer:
 
 
 def _perplexity(args: argparse.Namespace) -> Answer:
-    windows = corpora.evaluation_windows(args.corpus, models.load_tokenizer(args.model), args.seq_len, args.n_eval, args.split)
+    windows = corpora.evaluation_windows(
+        args.corpus, models.load_tokenizer(args.model), args.seq_len, args.n_eval, args.split
+    )
     value = perplexity(_load_model(args), windows, batch_size=args.batch_size, progress=_progress(args))
     stderr = value.stderr if value.n_windows > 1 else None
-    facts = {"perplexity": float(value), "stderr": stderr, "tokens": value.n_tokens, "windows": value.n_windows}
-    return Answer({**facts, "digest": corpora.digest(windows)}, f"perplexity {value!r} on {args.corpus} ({args.split})")
+    facts = {
+        "perplexity": float(value),
+        "stderr": stderr,
+        "tokens": value.n_tokens,
+        "windows": value.n_windows,
+    }
+    return Answer(
+        {**facts, "digest": corpora.digest(windows)}, f"perplexity {value!r} on {args.corpus} ({args.split})"
+    )
 
 
 def _accuracy(args: argparse.Namespace) -> Answer:
@@ -229,13 +285,19 @@ def _accuracy(args: argparse.Namespace) -> Answer:
     scores = {name: {key: getattr(score, key) for key in columns} for name, score in result.scores.items()}
     for score in scores.values():
         score["stderr"] = score["stderr"] if score["n"] > 1 else None
-    return Answer({"mean": result.mean, "tasks": scores}, "\n".join([*map(str, result.scores.values()), f"mean {result.mean:.4f}"]))
+    return Answer(
+        {"mean": result.mean, "tasks": scores},
+        "\n".join([*map(str, result.scores.values()), f"mean {result.mean:.4f}"]),
+    )
 
 
 def run_fetch(args: argparse.Namespace) -> Answer:
     """Copy benchmark data from the hub into a folder."""
     done = fetch.fetch(Path(args.out), args.names or fetch.NAMES, lambda line: _tell(args, line))
-    text = f"{len(done.written)} files written, {len(done.kept)} were there: set SYMPRUNE_DATA={Path(args.out).resolve()}"
+    text = (
+        f"{len(done.written)} files written, {len(done.kept)} were there: set"
+        f" SYMPRUNE_DATA={Path(args.out).resolve()}"
+    )
     return Answer({"out": args.out, "written": done.written, "kept": done.kept}, text)
 
 
@@ -244,22 +306,32 @@ def run_reproduce(args: argparse.Namespace) -> Answer:
     if args.shard:
         if args.executor or args.again:
             raise UserError("--shard only measures, in this process: it goes without --executor and --again")
-        records = reproduce.measure_shard(args.notebooks, args.profile, executors.Shard(*args.shard), show=not args.json)
-        return Answer({"records": str(records)}, f"all is on record in {records}: `symprune reproduce` draws it")
+        records = reproduce.measure_shard(
+            args.notebooks, args.profile, executors.Shard(*args.shard), show=not args.json
+        )
+        return Answer(
+            {"records": str(records)}, f"all is on record in {records}: `symprune reproduce` draws it"
+        )
     executor = parse_method("executor", args.executor, {"ray": executors.Ray}) if args.executor else None
     if args.address is not None:
         if executor is None:
             raise UserError("--address is where a Ray cluster is: give --executor ray with it")
         executor = replace(executor, address=args.address)
-    report = reproduce.reproduce(args.notebooks, args.profile, show=not args.json, again=args.again, executor=executor)
+    report = reproduce.reproduce(
+        args.notebooks, args.profile, show=not args.json, again=args.again, executor=executor
+    )
     return Answer({"report": str(report)}, f"report: {report}")
 
 
 def run_verify_report(args: argparse.Namespace) -> Answer:
     """Compare what is published with its records; raises RuntimeError that names every difference."""
     if findings := verify.verify_report(args.profile, args.notebooks, show=not args.json):
-        raise RuntimeError(f"{len(findings)} of the published files are not what the records say: {'; '.join(findings)}")
-    return Answer({"agrees": True}, f"every table, figure and verdict of {args.profile} is what its records say")
+        raise RuntimeError(
+            f"{len(findings)} of the published files are not what the records say: {'; '.join(findings)}"
+        )
+    return Answer(
+        {"agrees": True}, f"every table, figure and verdict of {args.profile} is what its records say"
+    )
 
 
 def run_render(args: argparse.Namespace) -> Answer:
@@ -272,8 +344,12 @@ def run_doctor(args: argparse.Namespace) -> Answer:
     """What this machine can run."""
     findings = doctor.examine()
     width = max(len(finding.what) for finding in findings)
-    lines = [f"{'ok ' if finding.ok else '-- '} {finding.what:<{width}}  {finding.found}" for finding in findings]
-    return Answer({finding.what: {"ok": finding.ok, "found": finding.found} for finding in findings}, "\n".join(lines))
+    lines = [
+        f"{'ok ' if finding.ok else '-- '} {finding.what:<{width}}  {finding.found}" for finding in findings
+    ]
+    return Answer(
+        {finding.what: {"ok": finding.ok, "found": finding.found} for finding in findings}, "\n".join(lines)
+    )
 
 
 def _about_model(args: argparse.Namespace) -> dict[str, str]:
@@ -293,7 +369,11 @@ def _bytes_of(model) -> int:
 
 
 def _record(run: dict, report: PruneReport) -> Record:
-    metrics = {"sparsity": report.sparsity, "linears": {x.name: x.sparsity for x in report.linears}, "seconds": report.seconds}
+    metrics = {
+        "sparsity": report.sparsity,
+        "linears": {x.name: x.sparsity for x in report.linears},
+        "seconds": report.seconds,
+    }
     return Record(run, metrics | ({"unreached": report.unreached} if report.unreached else {}), provenance())
 
 

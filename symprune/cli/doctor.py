@@ -25,7 +25,9 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Processor, memory, disk, GPU, the faster dtype, embedded model and corpus, hub, local data, Jupyter tools."""
+    """Processor, memory, disk, GPU, the faster dtype, embedded model and corpus, hub, local data, Jupyter
+    tools.
+    """
     import psutil
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(paths.ROOT)
@@ -35,16 +37,25 @@ def examine() -> list[Finding]:
         Finding(
             "processor",
             True,
-            f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+            f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads,"
+            f" {torch.backends.cpu.get_cpu_capability()}",
         ),
-        Finding("memory", memory.available > 4 * 2**30, f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"),
+        Finding(
+            "memory",
+            memory.available > 4 * 2**30,
+            f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}",
+        ),
         Finding("disk", disk.free > 5e9, f"{disk.free / 1e9:.0f} GB free under {paths.ROOT}"),
         Finding("GPU", bool(gpus), ", ".join(gpus) or "none: use --profile cpu"),
         _faster_dtype("cuda" if gpus else "cpu"),
         _embedded_model(),
         _installed("embedded corpus", "gensim", "embedded"),
         _hub(),
-        Finding("SYMPRUNE_DATA", mirror is not None and mirror.is_dir(), str(mirror) if mirror else "not set: hub corpora need the hub"),
+        Finding(
+            "SYMPRUNE_DATA",
+            mirror is not None and mirror.is_dir(),
+            str(mirror) if mirror else "not set: hub corpora need the hub",
+        ),
         _installed("notebooks", "papermill", "notebooks"),
         _installed("zero-shot", "lm_eval", "zeroshot"),
     ]
@@ -54,7 +65,11 @@ def _faster_dtype(device: str) -> Finding:
     """Nothing is chosen by it: tables are measured in float32 unless their profile says otherwise."""
     ratio = _seconds_of_product(torch.bfloat16, device) / _seconds_of_product(torch.float32, device)
     advice = "--dtype bfloat16 is faster" if ratio < 0.8 else "keep --dtype float32"
-    return Finding("dtype", True, f"a product in bfloat16 takes {ratio:.2f} times as long as in float32 on this {device}: {advice}")
+    return Finding(
+        "dtype",
+        True,
+        f"a product in bfloat16 takes {ratio:.2f} times as long as in float32 on this {device}: {advice}",
+    )
 
 
 def _seconds_of_product(dtype: torch.dtype, device: str, rounds: int = 5) -> float:
@@ -86,7 +101,11 @@ def _hub() -> Finding:
     address = urlsplit(constants.ENDPOINT)
     host = address.hostname or constants.ENDPOINT
     try:
-        socket.create_connection((host, address.port or (80 if address.scheme == "http" else 443)), timeout=3).close()
+        socket.create_connection(
+            (host, address.port or (80 if address.scheme == "http" else 443)), timeout=3
+        ).close()
         return Finding("hub", True, f"{host} answers")
     except OSError:
-        return Finding("hub", False, f"{host} cannot be reached: use the embedded model and corpus, or SYMPRUNE_DATA")
+        return Finding(
+            "hub", False, f"{host} cannot be reached: use the embedded model and corpus, or SYMPRUNE_DATA"
+        )

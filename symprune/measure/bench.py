@@ -23,14 +23,20 @@ from symprune.text import corpora
 
 
 class Bench:
-    """One model under one protocol: loaded only if something must be measured, its weights put back between recipes."""
+    """One model under one protocol: loaded only if something must be measured, its weights put back between
+    recipes.
+    """
 
     def __init__(self, experiment: Any, name: str):
         self.experiment, self.name = experiment, name
         self.tokenizer = models.load_tokenizer(name)
         self.fingerprint = models.fingerprint(name)
         self.evaluation = corpora.evaluation_windows(
-            experiment.evaluation_corpus, self.tokenizer, experiment.eval_seq_len, experiment.n_eval, experiment.evaluation_split
+            experiment.evaluation_corpus,
+            self.tokenizer,
+            experiment.eval_seq_len,
+            experiment.n_eval,
+            experiment.evaluation_split,
         )
         self._calibration: dict[int, torch.Tensor] = {}
         self._model: torch.nn.Module | None = None
@@ -38,7 +44,9 @@ class Bench:
         self._statistics: tuple[int, frozenset, dict] | None = None  # seed, fields, statistics
 
     def question(self, recipe: Recipe | None, seed: int) -> dict:
-        """What a record is named by; no more than the answer depends on, so that notebooks share what they have in common."""
+        """What a record is named by; no more than the answer depends on, so that notebooks share what they
+        have in common.
+        """
         x = self.experiment
         return {
             "model": self._identity(),
@@ -69,7 +77,12 @@ class Bench:
 
     def _identity(self) -> dict:
         x = self.experiment
-        return {"name": self.name, "weights": self.fingerprint, "dtype": x.dtype, "device": models.device_type(x.device)}
+        return {
+            "name": self.name,
+            "weights": self.fingerprint,
+            "dtype": x.dtype,
+            "device": models.device_type(x.device),
+        }
 
     def _calibrated_on(self, uses: frozenset[str], seed: int) -> dict | None:
         x = self.experiment
@@ -88,7 +101,9 @@ class Bench:
     def zero_shot_question(self, recipe: Recipe | None, seed: int, task: dict) -> dict:
         """What a zero-shot score is named by: the evaluation text has no part in it."""
         asked = self.question(recipe, seed)
-        return {key: asked[key] for key in ("model", "recipe", "calibration")} | {"zero_shot": task | {"bos": asked["evaluation"]["bos"]}}
+        return {key: asked[key] for key in ("model", "recipe", "calibration")} | {
+            "zero_shot": task | {"bos": asked["evaluation"]["bos"]}
+        }
 
     def measure(self, recipe: Recipe | None, seed: int) -> dict:
         """Prune, evaluate, restore."""
@@ -96,7 +111,9 @@ class Bench:
         start = time.perf_counter()
         value = perplexity(model, self.evaluation, batch_size=self.experiment.batch_size)
         if recipe is None:
-            dense_gate.check_dense(self.name, self._dense_protocol(), float(value), corpora.adds_bos(self.tokenizer))
+            dense_gate.check_dense(
+                self.name, self._dense_protocol(), float(value), corpora.adds_bos(self.tokenizer)
+            )
         return metrics | {
             "perplexity": float(value),
             "perplexity_stderr": None if math.isnan(value.stderr) else value.stderr,
@@ -104,7 +121,9 @@ class Bench:
             "seconds_evaluate": time.perf_counter() - start,
         }
 
-    def measure_zero_shot(self, recipe: Recipe | None, seed: int, tasks: Mapping[str, Any], limit: int | None, batch_size: int) -> dict:
+    def measure_zero_shot(
+        self, recipe: Recipe | None, seed: int, tasks: Mapping[str, Any], limit: int | None, batch_size: int
+    ) -> dict:
         """Prune, score every task, restore; the metrics of each task by its name."""
         model, metrics = self._pruned_model(recipe, seed)
         pruning = {key: metrics[key] for key in ("sparsity", "seconds_prune") if key in metrics}
@@ -129,10 +148,14 @@ class Bench:
             return self._pristine_model(), {}
         if dense_gate.is_gated(self.name, self._dense_protocol()):  # on record only if it passed
             x.store.get_or_run(self.question(None, seed), lambda: self.measure(None, seed))
-        statistics = self._dense_statistics(recipe.uses, seed) if recipe.uses and x.propagate == "dense" else None
+        statistics = (
+            self._dense_statistics(recipe.uses, seed) if recipe.uses and x.propagate == "dense" else None
+        )
         calibration = statistics or (self.windows(seed) if recipe.uses else None)
         model = self._pristine_model()
-        report = prune(model, calibration, recipe, x.propagate if recipe.uses else "dense", batch_size=x.batch_size)
+        report = prune(
+            model, calibration, recipe, x.propagate if recipe.uses else "dense", batch_size=x.batch_size
+        )
         metrics: dict[str, Any] = {
             "sparsity": report.sparsity,
             "linears": {linear.name: linear.sparsity for linear in report.linears},
@@ -144,11 +167,20 @@ class Bench:
 
     def _dense_protocol(self) -> dict:
         x = self.experiment
-        return {"corpus": x.evaluation_corpus, "split": x.evaluation_split, "seq_len": x.eval_seq_len, "n_eval": x.n_eval}
+        return {
+            "corpus": x.evaluation_corpus,
+            "split": x.evaluation_split,
+            "seq_len": x.eval_seq_len,
+            "n_eval": x.n_eval,
+        }
 
     @torch.no_grad()
-    def measure_masks(self, pairs: Sequence[tuple[Recipe, Recipe]], seeds: tuple[int, int], reference: "Bench") -> dict:
-        """Every pair's agreement, linear by linear: each score and each mask is computed once for all pairs, and none is kept."""
+    def measure_masks(
+        self, pairs: Sequence[tuple[Recipe, Recipe]], seeds: tuple[int, int], reference: "Bench"
+    ) -> dict:
+        """Every pair's agreement, linear by linear: each score and each mask is computed once for all pairs,
+        and none is kept.
+        """
         ours, theirs = (tuple(dict.fromkeys(side)) for side in zip(*pairs, strict=True))
         if reference is self and seeds[0] == seeds[1]:
             ours = theirs = tuple(dict.fromkeys(ours + theirs))
@@ -175,7 +207,9 @@ class Bench:
 
     @torch.no_grad()
     def measure_seconds(self, scores: Sequence[Any], repeats: int, n_layers: int) -> dict:
-        """Seconds of each score in each round, over the linears of decoder layers spread evenly through the model."""
+        """Seconds of each score in each round, over the linears of decoder layers spread evenly through the
+        model.
+        """
         linears = models.named_linears(self._pristine_model())
         per_layer = len(linears) // (count := len(models.decoder_layers(self._pristine_model())))
         chosen = {round(i * (count - 1) / max(n_layers - 1, 1)) for i in range(n_layers)}
@@ -190,7 +224,11 @@ class Bench:
                 for name in names:
                     score(models.weight_view(linears[name]), stats[name])
                 taken.append(self._now() - start)
-        return {"seconds": [taken[1:] for taken in seconds], "linears": names, "threads": torch.get_num_threads()}
+        return {
+            "seconds": [taken[1:] for taken in seconds],
+            "linears": names,
+            "threads": torch.get_num_threads(),
+        }
 
     def _now(self) -> float:
         if models.device_type(self.experiment.device) == "cuda":
@@ -202,7 +240,9 @@ class Bench:
         """Calibration windows of one seed."""
         x = self.experiment
         if seed not in self._calibration:
-            self._calibration[seed] = corpora.calibration_windows(x.calibration_corpus, self.tokenizer, x.n_calib, x.seq_len, seed)
+            self._calibration[seed] = corpora.calibration_windows(
+                x.calibration_corpus, self.tokenizer, x.n_calib, x.seq_len, seed
+            )
         return self._calibration[seed]
 
     def _pristine_model(self) -> torch.nn.Module:
@@ -214,28 +254,44 @@ class Bench:
         return self._model
 
     def _dense_statistics(self, wanted: frozenset[str], seed: int) -> dict:
-        """Statistics of the dense model, gathered once per seed; gathered anew only when a field is wanted that is not yet there."""
+        """Statistics of the dense model, gathered once per seed; gathered anew only when a field is wanted
+        that is not yet there.
+        """
         if self._statistics is None or self._statistics[0] != seed or not wanted <= self._statistics[1]:
-            uses = wanted | (self._statistics[1] if self._statistics and self._statistics[0] == seed else frozenset())
+            uses = wanted | (
+                self._statistics[1] if self._statistics and self._statistics[0] == seed else frozenset()
+            )
             uses -= {"gram"} - wanted  # Gram matrices are too large to keep for recipes that do not read them
             self._statistics = seed, uses, self._gathered_or_kept(uses, seed)
         return self._statistics[2]
 
     def _gathered_or_kept(self, uses: frozenset[str], seed: int) -> dict:
-        """Statistics of the dense model, kept on disk for other processes; Gram matrices are too large for that."""
+        """Statistics of the dense model, kept on disk for other processes; Gram matrices are too large for
+        that.
+        """
         x, windows = self.experiment, self.windows(seed)
         options = {"output_side": x.output_side, "batch_size": x.batch_size}
         if "gram" in uses:
             return gather(self._pristine_model(), windows, uses, **options)
-        asked = stats_files.asked(self.fingerprint, uses, dtype=x.dtype, device=x.device, seq_len=x.seq_len, **options)
+        asked = stats_files.asked(
+            self.fingerprint, uses, dtype=x.dtype, device=x.device, seq_len=x.seq_len, **options
+        )
         found = stats_files.remembered(
-            paths.statistics(), asked, corpora.digest(windows), lambda: accumulate(self._pristine_model(), windows, uses, **options)
+            paths.statistics(),
+            asked,
+            corpora.digest(windows),
+            lambda: accumulate(self._pristine_model(), windows, uses, **options),
         )
         return beside_weights(found, models.named_linears(self._pristine_model()))
 
 
-def _masks(name: str, linear: torch.nn.Module, recipes: Sequence[Recipe], stats: LayerStats | None) -> dict[Recipe, torch.Tensor]:
+def _masks(
+    name: str, linear: torch.nn.Module, recipes: Sequence[Recipe], stats: LayerStats | None
+) -> dict[Recipe, torch.Tensor]:
     """The mask that each recipe gives one linear; a score that several share is computed once."""
     weight = models.weight_view(linear)
-    scores = {score: score_linear(score, weight, stats) for score in dict.fromkeys(recipe.score for recipe in recipes)}
+    scores = {
+        score: score_linear(score, weight, stats)
+        for score in dict.fromkeys(recipe.score for recipe in recipes)
+    }
     return {recipe: make_mask(name, weight, scores[recipe.score], stats, recipe)[0] for recipe in recipes}

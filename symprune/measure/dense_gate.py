@@ -11,34 +11,41 @@ from symprune.models.load import EMBEDDED
 
 
 def is_gated(model: str, protocol: dict) -> bool:
-    """Whether the dense perplexity must be known before `model` is pruned: a value is stored for it, or it is a model of the hub."""
+    """Whether the dense perplexity must be known before `model` is pruned: a value is stored for it, or it is
+    a model of the hub.
+    """
     return _expected(model, protocol) is not None or _is_of_the_hub(model)
 
 
 def check_dense(model: str, protocol: dict, perplexity: float, bos: bool) -> None:
-    """Compare a dense perplexity with the one stored for the model and protocol (corpus, split, seq_len, n_eval).
+    """Compare a dense perplexity with the one stored for the model and protocol (corpus, split, seq_len,
+    n_eval).
 
-    Raises UserError for one that deviates by more than the tolerance; warns of a model of the hub for which none is stored.
+    Raises UserError for one that deviates by more than the tolerance; warns of a model of the hub for which
+    none is stored.
     """
     expected = _expected(model, protocol)
     if expected is None:
         if _is_of_the_hub(model):
             warnings.warn(
-                f"no dense perplexity is stored for {model} under this protocol: {perplexity:.2f} goes on record, compare it with a "
-                "published one",
+                f"no dense perplexity is stored for {model} under this protocol: {perplexity:.2f} goes on"
+                " record, compare it with a published one",
                 stacklevel=2,
             )
     elif not abs(perplexity / expected["perplexity"] - 1) <= expected["tolerance"]:
         policy = "with" if bos else "without"
         raise UserError(
-            f"the dense perplexity of {model} is {perplexity:.2f}, not {expected['perplexity']:.2f} within {expected['tolerance']:.1%} "
-            f"({expected['source']}), so nothing is pruned: look for other weights, another tokenizer or BOS policy (here {policy} BOS), "
-            "other evaluation text, or a dtype too narrow"
+            f"the dense perplexity of {model} is {perplexity:.2f}, not {expected['perplexity']:.2f} within"
+            f" {expected['tolerance']:.1%} ({expected['source']}), so nothing is pruned: look for other"
+            f" weights, another tokenizer or BOS policy (here {policy} BOS), other evaluation text, or a"
+            " dtype too narrow"
         )
 
 
 def _expected(model: str, protocol: dict) -> dict | None:
-    return next((entry for entry in _entries() if entry["model"] == model and entry["protocol"] == protocol), None)
+    return next(
+        (entry for entry in _entries() if entry["model"] == model and entry["protocol"] == protocol), None
+    )
 
 
 def _is_of_the_hub(model: str) -> bool:

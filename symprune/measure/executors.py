@@ -1,8 +1,9 @@
 """Where an experiment is measured: on a Ray cluster, or by several processes that share a folder of records.
 
-An executor only sees to it that records are there; the experiment then finds them in its store, and measures what is still missing.
-It is called as `executor(measure, asked, state)`: the questions as (model, recipe, seed) in order, `measure(*one)` leaves its record,
-`state(one)` is "recorded", "busy" while another process measures it, or "missing".
+An executor only sees to it that records are there; the experiment then finds them in its store, and measures
+what is still missing. It is called as `executor(measure, asked, state)`: the questions as (model, recipe,
+seed) in order, `measure(*one)` leaves its record, `state(one)` is "recorded", "busy" while another process
+measures it, or "missing".
 """
 
 import os
@@ -15,7 +16,8 @@ from symprune.base.errors import UserError
 from symprune.base.progress import announce
 from symprune.methods.recipe import Recipe, parse_method
 
-VARIABLE = "SYMPRUNE_EXECUTOR"  # environment variable: the executor of experiments that are given none, such as shard(i=2,n=4)
+# environment variable: the executor of experiments that are given none, such as shard(i=2,n=4)
+VARIABLE = "SYMPRUNE_EXECUTOR"
 
 Asked = tuple[str, Recipe | None, int]
 
@@ -24,8 +26,9 @@ Asked = tuple[str, Recipe | None, int]
 class Shard:
     """One of n processes that are told to measure the same, over one folder of records; i counts from 1.
 
-    Each begins at its own n-th of the questions, and goes on through those of the others: what is on record or being measured is
-    passed over. So none waits while there is work, and what a process that died or never started left is done by the others.
+    Each begins at its own n-th of the questions, and goes on through those of the others: what is on record
+    or being measured is passed over. So none waits while there is work, and what a process that died or never
+    started left is done by the others.
     """
 
     i: int = 1
@@ -46,11 +49,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Ray:
-    """Tasks on a Ray cluster (pip install 'symprune[ray]'), each one model and seed, so that a worker calibrates once.
+    """Tasks on a Ray cluster (pip install 'symprune[ray]'), each one model and seed, so that a worker
+    calibrates once.
 
-    address: of the cluster ("": the one that $RAY_ADDRESS names, else one started here); num_gpus: of each task; retries: of a task
-    whose worker died, which measures only what is not yet on record. Every node needs the project, its packages, and the output
-    folder at the same paths. Raises UserError without Ray, RuntimeError for a task whose workers all died.
+    address: of the cluster ("": the one that $RAY_ADDRESS names, else one started here); num_gpus: of each
+    task; retries: of a task whose worker died, which measures only what is not yet on record. Every node
+    needs the project, its packages, and the output folder at the same paths. Raises UserError without Ray,
+    RuntimeError for a task whose workers all died.
     """
 
     address: str = ""
@@ -58,7 +63,9 @@ class Ray:
     retries: int = 2
 
     def __call__(self, measure: Callable, asked: Sequence[Asked], state: Callable[[Asked], str]) -> None:
-        """Measure what is not on record, and wait for it; the first error is raised after all tasks have ended."""
+        """Measure what is not on record, and wait for it; the first error is raised after all tasks have
+        ended.
+        """
         groups: dict[tuple[str, int], list[Asked]] = {}
         for model, recipe, seed in asked:
             if state((model, recipe, seed)) != "recorded":
@@ -66,7 +73,11 @@ class Ray:
         if not groups:
             return
         ray = self._connected()
-        options = {"num_gpus": self.num_gpus, "max_retries": self.retries, "runtime_env": {"env_vars": _variables()}}
+        options = {
+            "num_gpus": self.num_gpus,
+            "max_retries": self.retries,
+            "runtime_env": {"env_vars": _variables()},
+        }
         task = ray.remote(_measure_all).options(**options)
         whose = {task.remote(measure, group, os.getcwd()): key for key, group in groups.items()}
         pending, errors = list(whose), []
@@ -80,7 +91,12 @@ class Ray:
                 errors.append(error.cause)
             except ray.exceptions.RayError as error:
                 model, seed = whose[ended]
-                errors.append(RuntimeError(f"the workers that measured {model}, seed {seed}, died {self.retries + 1} times: {error}"))
+                errors.append(
+                    RuntimeError(
+                        f"the workers that measured {model}, seed {seed}, died {self.retries + 1} times:"
+                        f" {error}"
+                    )
+                )
         if errors:
             raise errors[0]
 
@@ -93,7 +109,9 @@ class Ray:
             try:
                 ray.init(address=self.address or None, log_to_driver=False)
             except ConnectionError as error:
-                raise UserError(f"cannot reach a Ray cluster at {self.address or '$RAY_ADDRESS'}: {error}") from error
+                raise UserError(
+                    f"cannot reach a Ray cluster at {self.address or '$RAY_ADDRESS'}: {error}"
+                ) from error
         return ray
 
 
@@ -101,7 +119,9 @@ EXECUTORS = {"ray": Ray, "shard": Shard}
 
 
 def from_environment() -> Ray | Shard | None:
-    """The executor that SYMPRUNE_EXECUTOR describes (None: not set, everything is measured here, in order)."""
+    """The executor that SYMPRUNE_EXECUTOR describes (None: not set, everything is measured here, in
+    order).
+    """
     text = os.environ.get(VARIABLE)
     return parse_method("executor", text, EXECUTORS) if text else None
 
@@ -118,14 +138,25 @@ def describe(model: str, recipe: Recipe | None, seed: int) -> str:
 
 
 def absolute_paths() -> dict[str, str]:
-    """Environment variables by which a process that runs in another folder finds the same project, outputs, cache and data."""
+    """Environment variables by which a process that runs in another folder finds the same project, outputs,
+    cache and data.
+    """
     mirror = paths.hub_mirror()
-    folders = {"SYMPRUNE_ROOT": paths.ROOT, "SYMPRUNE_OUTPUT": paths.output(), "SYMPRUNE_CACHE": paths.cache()}
-    return {name: str(folder) for name, folder in {**folders, **({"SYMPRUNE_DATA": mirror} if mirror else {})}.items()}
+    folders = {
+        "SYMPRUNE_ROOT": paths.ROOT,
+        "SYMPRUNE_OUTPUT": paths.output(),
+        "SYMPRUNE_CACHE": paths.cache(),
+    }
+    return {
+        name: str(folder)
+        for name, folder in {**folders, **({"SYMPRUNE_DATA": mirror} if mirror else {})}.items()
+    }
 
 
 def _variables() -> dict[str, str]:
-    """What workers must know of this process's environment; no token, which Ray would show to everyone on the cluster."""
+    """What workers must know of this process's environment; no token, which Ray would show to everyone on the
+    cluster.
+    """
     same = ("PYTHONPATH", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
     return {name: os.environ[name] for name in same if name in os.environ} | absolute_paths()
 

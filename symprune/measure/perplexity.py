@@ -13,13 +13,16 @@ from symprune.pruning.cost import batch_size_of
 
 
 class Perplexity(float):
-    """A perplexity that is a float and says how it came about: the mean loss of every window, tokens, windows, standard error."""
+    """A perplexity that is a float and says how it came about: the mean loss of every window, tokens,
+    windows, standard error.
+    """
 
     losses: tuple[float, ...]  # mean token loss of each window
     seq_len: int
 
     def __new__(cls, losses: list[float], seq_len: int):
-        # Wanda's convention: each window counts seq_len tokens though only seq_len - 1 are predicted; equal windows make it a plain mean.
+        # Wanda's convention: each window counts seq_len tokens though only seq_len - 1 are predicted; equal
+        # windows make it a plain mean.
         self = super().__new__(cls, math.exp(min(sum(losses) / len(losses), 700)))
         self.losses, self.seq_len = tuple(losses), seq_len
         return self
@@ -39,30 +42,43 @@ class Perplexity(float):
         """Standard error over windows, carried through the exponential (nan for a single window)."""
         if self.n_windows < 2:
             return math.nan
-        return float(self) * torch.tensor(self.losses, dtype=torch.float64).std().item() / math.sqrt(self.n_windows)
+        return (
+            float(self)
+            * torch.tensor(self.losses, dtype=torch.float64).std().item()
+            / math.sqrt(self.n_windows)
+        )
 
     def __repr__(self) -> str:
         if self.n_windows < 2:
             return f"{float(self):.2f} (one window of {self.seq_len} tokens)"
-        return f"{float(self):.2f} ± {self.stderr:.2f} (standard error over {self.n_windows} windows of {self.seq_len} tokens)"
+        return (
+            f"{float(self):.2f} ± {self.stderr:.2f} (standard error over {self.n_windows} windows of"
+            f" {self.seq_len} tokens)"
+        )
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, windows: Windows, *, batch_size: int | str = 1, progress: bool = False) -> Perplexity:
-    """exp of the mean over windows of the mean token loss; windows [n, seq_len] come from `evaluation_windows` (Wanda's convention).
+def perplexity(
+    model: nn.Module, windows: Windows, *, batch_size: int | str = 1, progress: bool = False
+) -> Perplexity:
+    """exp of the mean over windows of the mean token loss; windows [n, seq_len] come from
+    `evaluation_windows` (Wanda's convention).
 
-    batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`). Raises UserError for windows the model cannot take, and on
-    a loss that is NaN.
+    batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`). Raises UserError for
+    windows the model cannot take, and on a loss that is NaN.
     """
     check_windows(model, windows)
     if windows.shape[1] < 2:
         raise UserError("perplexity needs windows of at least 2 tokens: raise seq_len")
     device = next(model.parameters()).device
     losses: list[float] = []
-    for batch in track(windows.split(batch_size_of(batch_size, model, windows, logits=True)), "perplexity", progress):
+    for batch in track(
+        windows.split(batch_size_of(batch_size, model, windows, logits=True)), "perplexity", progress
+    ):
         ids = batch.to(device)
         logits = model(input_ids=ids, use_cache=False).logits
-        for row, targets in zip(logits, ids, strict=True):  # window by window: one float32 copy of the logits at a time
+        # window by window: one float32 copy of the logits at a time
+        for row, targets in zip(logits, ids, strict=True):
             loss = nn.functional.cross_entropy(row[:-1].float(), targets[1:]).item()
             if math.isnan(loss):
                 raise UserError("the loss is NaN: the weights are broken, or the dtype's range is too small")

@@ -43,10 +43,14 @@ def zero_shot_row(record: Record) -> dict:
 
 
 def mask_row(record: Record) -> dict:
-    """The row of one model, seed and pair of recipes in `Experiment.compare_masks`: means over the linears, and each linear's values."""
+    """The row of one model, seed and pair of recipes in `Experiment.compare_masks`: means over the linears,
+    and each linear's values.
+    """
     recipe, reference = (Recipe.from_dict(side["recipe"]) for side in (record.run, record.run["reference"]))
     linears = record.metrics["linears"].values()
-    values = {name: [linear[name] for linear in linears] for name in ("jaccard", "entropy_rows", "entropy_columns")}
+    values = {
+        name: [linear[name] for linear in linears] for name in ("jaccard", "entropy_rows", "entropy_columns")
+    }
     return {
         **_names(record, recipe),
         "reference": reference.label,
@@ -61,7 +65,9 @@ def mask_row(record: Record) -> dict:
 
 
 def timing_rows(record: Record, scores: Sequence[Any]) -> list[dict]:
-    """The rows of one model in `Experiment.time_scores`; scores: those that were timed, the first of them being the yardstick."""
+    """The rows of one model in `Experiment.time_scores`; scores: those that were timed, the first of them
+    being the yardstick.
+    """
     rows, yardstick = [], record.metrics["seconds"][0]
     for score, seconds in zip(scores, record.metrics["seconds"], strict=True):
         ratios = [s / of for s, of in zip(seconds, yardstick, strict=True)]
@@ -107,7 +113,11 @@ def _evaluation(record: Record) -> dict:
     """What the evaluation text was."""
     asked = record.run["evaluation"]
     split = "" if asked["split"] == "evaluation" else f", {asked['split']} split"
-    return {"evaluated_on": asked["corpus"] + split, "eval_seq_len": asked["seq_len"], "n_windows": asked["n_windows"]}
+    return {
+        "evaluated_on": asked["corpus"] + split,
+        "eval_seq_len": asked["seq_len"],
+        "n_windows": asked["n_windows"],
+    }
 
 
 def _keys(record: Record, recipe: Recipe | None) -> dict:
@@ -115,9 +125,19 @@ def _keys(record: Record, recipe: Recipe | None) -> dict:
 
 
 def _refinement(linears: dict[str, dict]) -> dict:
-    """What a refinement did to a whole model: sums over its linears, and the mean over them of a row's mean error."""
+    """What a refinement did to a whole model: sums over its linears, and the mean over them of a row's mean
+    error.
+    """
     if not linears:
         return {}
-    of = {field: [linear[field] for linear in linears.values()] for field in ("n_rows", "swaps", "error_before", "error_after")}
+    of = {
+        field: [linear[field] for linear in linears.values()]
+        for field in ("n_rows", "swaps", "error_before", "error_after")
+    }
     before, after = (sum(of[field]) / len(linears) for field in ("error_before", "error_after"))
-    return {"rows refined": sum(of["n_rows"]), "swaps": sum(of["swaps"]), "error before": before, "error after": after}
+    return {
+        "rows refined": sum(of["n_rows"]),
+        "swaps": sum(of["swaps"]),
+        "error before": before,
+        "error after": after,
+    }

@@ -14,7 +14,8 @@ from symprune.text.tasks import load_tasks, quiet, require_lm_eval
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task's accuracy, its standard error (nan for a single example), and which of the examples were answered rightly.
+    """One task's accuracy, its standard error (nan for a single example), and which of the examples were
+    answered rightly.
 
     acc_norm: accuracy by log-likelihood per character, where the task defines it; never mixed into `acc`.
     """
@@ -51,7 +52,9 @@ class ZeroShot:
         import pandas as pd
 
         columns = ("task", "acc", "stderr", "n", "version", "acc_norm")
-        return pd.DataFrame([{name: getattr(score, name) for name in columns} for score in self.scores.values()]).set_index("task")
+        return pd.DataFrame(
+            [{name: getattr(score, name) for name in columns} for score in self.scores.values()]
+        ).set_index("task")
 
     def __repr__(self) -> str:
         return f"mean {self.mean:.4f}: " + "; ".join(map(str, self.scores.values()))
@@ -66,14 +69,17 @@ def zero_shot(
     *,
     progress: bool = False,
 ) -> ZeroShot:
-    """Accuracy of `model` on zero-shot tasks, by names of `symprune.text.tasks.TASKS` or as `load_tasks` returned them.
+    """Accuracy of `model` on zero-shot tasks, by names of `symprune.text.tasks.TASKS` or as `load_tasks`
+    returned them.
 
-    limit: score the first so many examples of each task; None scores all. batch_size: requests per forward pass; of long prompts eight
-    fill a few GiB. The tokenizer puts its own special tokens before a prompt, as before the text that perplexity is taken of.
-    Raises UserError for an unknown task, a size below 1 or "auto", a task without data, and where lm-eval is not installed.
+    limit: score the first so many examples of each task; None scores all. batch_size: requests per forward
+    pass; of long prompts eight fill a few GiB. The tokenizer puts its own special tokens before a prompt, as
+    before the text that perplexity is taken of. Raises UserError for an unknown task, a size below 1 or
+    "auto", a task without data, and where lm-eval is not installed.
     """
     for name, size in {"limit": 1 if limit is None else limit, "batch_size": batch_size}.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:  # "auto" probes 64 full-length windows
+        # "auto" probes 64 full-length windows
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UserError(f"{name} must be a whole number of at least 1, not {size!r}")
     require_lm_eval()
     loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks)
@@ -82,8 +88,15 @@ def zero_shot(
     with quiet(progress):
         harness = _harness(model, tokenizer, batch_size)
         # bootstrap_iters: the standard error of a mean is exact, nothing is resampled.
-        found = lm_eval.evaluate(lm=harness, task_dict={"tasks": dict(loaded)}, limit=limit, bootstrap_iters=1, log_samples=True)
-    return ZeroShot({name: _score(name, found["results"][name], found["versions"][name], found["samples"][name]) for name in loaded})
+        found = lm_eval.evaluate(
+            lm=harness, task_dict={"tasks": dict(loaded)}, limit=limit, bootstrap_iters=1, log_samples=True
+        )
+    return ZeroShot(
+        {
+            name: _score(name, found["results"][name], found["versions"][name], found["samples"][name])
+            for name in loaded
+        }
+    )
 
 
 def _harness(model: nn.Module, tokenizer, batch_size: int) -> Any:
@@ -93,7 +106,12 @@ def _harness(model: nn.Module, tokenizer, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     # A copy of the tokenizer: lm-eval gives it a padding token.
-    harness = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, add_bos_token=corpora.adds_bos(tokenizer))
+    harness = HFLM(
+        pretrained=model,
+        tokenizer=copy.deepcopy(tokenizer),
+        batch_size=batch_size,
+        add_bos_token=corpora.adds_bos(tokenizer),
+    )
     if harness.model is not model:
         raise RuntimeError("lm-eval would score another model than the one it was given")
     return harness

@@ -1,4 +1,6 @@
-"""A weight, its statistics, and nothing else: scores, masks, refinements, and the objective they follow from."""
+"""A weight, its statistics, and nothing else: scores, masks, refinements, and the objective they follow
+from.
+"""
 
 from symprune.methods.masks import NM, Unstructured
 from symprune.methods.recipe import Recipe

@@ -18,9 +18,11 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a we
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Remove exactly floor(sparsity * group size) of the lowest scores in each group; among equal scores the lower index goes first.
+    """Remove exactly floor(sparsity * group size) of the lowest scores in each group; among equal scores the
+    lower index goes first.
 
-    group: the set in which scores compete. "output" = each row on its own (Wanda, DSnoT), "layer" = the whole matrix (RIA's code).
+    group: the set in which scores compete. "output" = each row on its own (Wanda, DSnoT), "layer" = the whole
+    matrix (RIA's code).
     """
 
     sparsity: float = 0.5
@@ -42,7 +44,8 @@ class Unstructured:
 
 @dataclass(frozen=True)
 class NM:
-    """Keep the n highest scores of every m consecutive inputs of a row ("2:4" keeps 2 of 4); among equal scores the lower index goes first.
+    """Keep the n highest scores of every m consecutive inputs of a row ("2:4" keeps 2 of 4); among equal
+    scores the lower index goes first.
 
     Raises UserError unless 0 < n <= m and m divides d_in.
     """
@@ -71,7 +74,8 @@ class NM:
             return keep_highest(blocks, self.m - self.n).view(scores.shape)
         _refuse_nan(blocks)
         columns = blocks.t().contiguous()
-        # removed_before[j] counts the entries of j's block that would be removed before it: m (m - 1) / 2 comparisons, no sort.
+        # removed_before[j] counts the entries of j's block that would be removed before it: m (m - 1) / 2
+        # comparisons, no sort.
         removed_before = torch.zeros(columns.shape, dtype=torch.int8, device=scores.device)
         for i in range(self.m):
             for j in range(i + 1, self.m):
@@ -85,7 +89,8 @@ PATTERNS = {"unstructured": Unstructured, "nm": NM}
 
 
 def keep_highest(groups: Float[Tensor, "groups size"], n_removed: int) -> Bool[Tensor, "groups size"]:
-    """Mask of each row without its n_removed lowest scores, ties removed by lower index first: a k-th value, never a sort.
+    """Mask of each row without its n_removed lowest scores, ties removed by lower index first: a k-th value,
+    never a sort.
 
     Raises ValueError on NaN, which has no rank.
     """
@@ -94,7 +99,8 @@ def keep_highest(groups: Float[Tensor, "groups size"], n_removed: int) -> Bool[T
         return torch.ones_like(groups, dtype=torch.bool)
     threshold = _kth_lowest(groups, n_removed)
     keep = groups > threshold
-    surplus = groups.shape[1] - n_removed - keep.sum(dim=1, dtype=torch.int32)  # so many scores equal to the threshold stay: the last
+    # so many scores equal to the threshold stay: the last
+    surplus = groups.shape[1] - n_removed - keep.sum(dim=1, dtype=torch.int32)
     tied_rows = surplus.nonzero().squeeze(1)
     if len(tied_rows):
         tied = groups[tied_rows] == threshold[tied_rows]
@@ -104,19 +110,22 @@ def keep_highest(groups: Float[Tensor, "groups size"], n_removed: int) -> Bool[T
 
 
 def zero_removed(weight: Weight, mask: Mask) -> None:
-    """Zero in place what the mask removes; what it keeps keeps every bit. As integers, times 0 or 1: no branch, and no negative zero."""
+    """Zero in place what the mask removes; what it keeps keeps every bit. As integers, times 0 or 1: no
+    branch, and no negative zero.
+    """
     weight.view(_INTEGERS[weight.element_size()]).mul_(mask)
 
 
 def _kth_lowest(groups: Float[Tensor, "groups size"], k: int) -> Float[Tensor, "groups 1"]:
     if groups.device.type == "cpu" and groups.dtype in (torch.float32, torch.float64):
-        # The same value from numpy's vectorised selection, measured about ten times as fast as torch's kthvalue on a processor.
-        # (Rows dealt out to threads: slower, they meet OpenMP's, who wait busily.)
+        # The same value from numpy's vectorised selection, measured about ten times as fast as torch's
+        # kthvalue on a processor. (Rows dealt out to threads: slower, they meet OpenMP's, who wait busily.)
         return torch.from_numpy(np.partition(groups.detach().numpy(), k - 1, axis=1)[:, k - 1 : k].copy())
     return groups.kthvalue(k, dim=1, keepdim=True).values
 
 
 def _refuse_nan(scores: Tensor) -> None:
-    # NaN survives addition: one sum finds it without a mask the size of the scores (inf - inf cannot arise, scores are >= 0).
+    # NaN survives addition: one sum finds it without a mask the size of the scores (inf - inf cannot arise,
+    # scores are >= 0).
     if torch.isnan(scores.sum()):
         raise ValueError("scores hold NaN, which has no rank")

@@ -1,4 +1,6 @@
-"""Row and column lp norms of a weight, exact and sampled, and the relative importance |W| (1 / c + 1 / r) built from them."""
+"""Row and column lp norms of a weight, exact and sampled, and the relative importance |W| (1 / c + 1 / r)
+built from them.
+"""
 
 import hashlib
 import math
@@ -26,7 +28,9 @@ def column_norm(weight: Weight, p: float = 1.0) -> Columns:
 
 
 def row_column_norms(weight: Weight, p: float = 1.0, out: Weight | None = None) -> tuple[Rows, Columns]:
-    """(r_p, c_p), the powers |W|^p taken once for both; out: memory for them, which the caller may use again."""
+    """(r_p, c_p), the powers |W|^p taken once for both; out: memory for them, which the caller may use
+    again.
+    """
     powers = _powers(weight, p, out)
     return _norm(weight, powers, p, dim=1), _norm(weight, powers, p, dim=0)
 
@@ -54,10 +58,11 @@ def relative_importance(
 ) -> Scores:
     """D[i, j] = |W[i, j]| (a[j] / column[j] + b[i] / row[i]) factor[j].
 
-    row, column: norms of the weight, exact or sampled (default: its l1 norms); where one is 0 its term is 0. factor, a, b: default 1.
-    out: memory that may be used for the result.
+    row, column: norms of the weight, exact or sampled (default: its l1 norms); where one is 0 its term is 0.
+    factor, a, b: default 1. out: memory that may be used for the result.
     """
-    out = torch.empty_like(weight) if out is None else out  # fresh memory costs more than a pass over it: one piece for every step
+    # fresh memory costs more than a pass over it: one piece for every step
+    out = torch.empty_like(weight) if out is None else out
     if row is None or column is None:
         r_1, c_1 = row_column_norms(weight, out=out)
         row, column = r_1 if row is None else row, c_1 if column is None else column
@@ -68,7 +73,11 @@ def relative_importance(
         return scores if factor is None else scores * factor
     row, column = row.reciprocal() if b is None else b / row, column.reciprocal() if a is None else a / column
     row = row[:, None]
-    scale = torch.add(column, row, out=out) if factor is None else torch.addcmul(column * factor, row, factor, out=out)
+    scale = (
+        torch.add(column, row, out=out)
+        if factor is None
+        else torch.addcmul(column * factor, row, factor, out=out)
+    )
     return scale.mul_(weight).abs_()  # scale >= 0
 
 
@@ -85,12 +94,14 @@ def sample_size(n: int, beta: float) -> int:
     return min(n, max(1, math.floor(beta * n + 0.5)))
 
 
-def sampled_norms(weight: Weight, beta: float, sampling: str = "independent", seed: int = 0) -> tuple[Rows, Columns]:
+def sampled_norms(
+    weight: Weight, beta: float, sampling: str = "independent", seed: int = 0
+) -> tuple[Rows, Columns]:
     """Unbiased estimates (r_1, c_1) of the row and column l1 norms, each from a fraction beta of the entries.
 
-    sampling: a key of `SAMPLERS`. A row or column of which every entry is read (always so for beta = 1) has its exact norm.
-    The indices depend on the seed and the shape alone (and for "weighted" on the ratios of the weights), on every device.
-    Raises UserError if sampling is not known.
+    sampling: a key of `SAMPLERS`. A row or column of which every entry is read (always so for beta = 1) has
+    its exact norm. The indices depend on the seed and the shape alone (and for "weighted" on the ratios of
+    the weights), on every device. Raises UserError if sampling is not known.
     """
     if sampling not in SAMPLERS:
         raise unknown("sampling", sampling, SAMPLERS)
@@ -107,18 +118,26 @@ def sampled_norms(weight: Weight, beta: float, sampling: str = "independent", se
 
 def independent(weight: Weight, beta: float, generator: Generator) -> tuple[Rows, Columns]:
     """For every row and every column its own simple random sample of distinct entries."""
-    return _uniform_sum(weight, beta, generator, _distinct), _uniform_sum(weight.t(), beta, generator, _distinct)
+    return _uniform_sum(weight, beta, generator, _distinct), _uniform_sum(
+        weight.t(), beta, generator, _distinct
+    )
 
 
 def stratified(weight: Weight, beta: float, generator: Generator) -> tuple[Rows, Columns]:
-    """For every row and every column one uniform draw from each of tau equally long stretches of the index."""
-    return _uniform_sum(weight, beta, generator, _one_per_stratum), _uniform_sum(weight.t(), beta, generator, _one_per_stratum)
+    """For every row and every column one uniform draw from each of tau equally long stretches of the
+    index.
+    """
+    return _uniform_sum(weight, beta, generator, _one_per_stratum), _uniform_sum(
+        weight.t(), beta, generator, _one_per_stratum
+    )
 
 
 def shared(weight: Weight, beta: float, generator: Generator) -> tuple[Rows, Columns]:
-    """One index set for all: tau random whole rows for the columns, one cyclic run of tau inputs for the rows.
+    """One index set for all: tau random whole rows for the columns, one cyclic run of tau inputs for the
+    rows.
 
-    Both read memory in contiguous stretches and draw almost nothing; the price is an error that all rows (columns) have in common.
+    Both read memory in contiguous stretches and draw almost nothing; the price is an error that all rows
+    (columns) have in common.
     """
     d_out, d_in = weight.shape
     tau_out, tau_in = sample_size(d_out, beta), sample_size(d_in, beta)
@@ -134,10 +153,11 @@ def shared(weight: Weight, beta: float, generator: Generator) -> tuple[Rows, Col
 def weighted(weight: Weight, beta: float, generator: Generator) -> tuple[Rows, Columns]:
     """Importance sampling with probabilities close to proportional to |W|, each draw weighted by 1 / (tau q).
 
-    With q exactly proportional to |W[i, :]| one draw would give the exact norm, but q would need that very norm. The nearest
-    thing that costs little is the rank-one guess |W[i, j]| ~ r[i] c[j]: input j is drawn, with replacement, with
-    q[j] = c[j] / (2 sum c) + 1 / (2 d_in), c being a pilot estimate by `shared`; likewise the outputs of a column. The uniform
-    half bounds the weights: the variance is at most twice that of uniform draws with replacement. Reads 2 beta of the entries.
+    With q exactly proportional to |W[i, :]| one draw would give the exact norm, but q would need that very
+    norm. The nearest thing that costs little is the rank-one guess |W[i, j]| ~ r[i] c[j]: input j is drawn,
+    with replacement, with q[j] = c[j] / (2 sum c) + 1 / (2 d_in), c being a pilot estimate by `shared`;
+    likewise the outputs of a column. The uniform half bounds the weights: the variance is at most twice that
+    of uniform draws with replacement. Reads 2 beta of the entries.
     """
     row, column = shared(weight, beta, generator)
     return _importance_sum(weight, beta, generator, column), _importance_sum(weight.t(), beta, generator, row)
@@ -152,7 +172,9 @@ SAMPLERS: dict[str, Callable[[Weight, float, Generator], tuple[Rows, Columns]]] 
 
 
 def _powers(weight: Weight, p: float, out: Weight | None = None) -> Weight:
-    """|W|^p, or |W| where p is infinite: an elementwise power and a sum are several times as fast as `torch.linalg.vector_norm`."""
+    """|W|^p, or |W| where p is infinite: an elementwise power and a sum are several times as fast as
+    `torch.linalg.vector_norm`.
+    """
     if math.isnan(p) or p <= 0:
         raise ValueError(f"p of an lp norm must be positive (inf is allowed), not {p}")
     if p in (2, 4):
@@ -171,7 +193,8 @@ def _norm(weight: Weight, powers: Weight, p: float, dim: int) -> Float[Tensor, "
     info = torch.finfo(total.dtype)
     smallest, largest = total.aminmax()
     if smallest <= info.tiny * powers.shape[dim] / info.eps or largest == math.inf:
-        # Some powers over- or underflow (or the line is dead): measure each line in units of its largest entry.
+        # Some powers over- or underflow (or the line is dead): measure each line in units of its largest
+        # entry.
         unit = weight.abs().amax(dim, keepdim=True)
         total = _powers(torch.where(unit > 0, weight / unit, 0), p).sum(dim)
         return total.pow(1 / p) * unit.squeeze(dim)
@@ -182,7 +205,9 @@ def _quotient(weight: Weight, norm: Tensor) -> Scores:
     return torch.where(norm > 0, weight.abs() / norm, 0).clamp(max=torch.finfo(norm.dtype).max / 4)
 
 
-def _uniform_sum(lines: Float[Tensor, "lines n"], beta: float, generator: Generator, draw: Callable) -> Float[Tensor, " lines"]:
+def _uniform_sum(
+    lines: Float[Tensor, "lines n"], beta: float, generator: Generator, draw: Callable
+) -> Float[Tensor, " lines"]:
     """(n / tau) times the sum of tau entries of each line."""
     n = lines.shape[1]
     tau = sample_size(n, beta)
@@ -193,18 +218,25 @@ def _uniform_sum(lines: Float[Tensor, "lines n"], beta: float, generator: Genera
 def _importance_sum(
     lines: Float[Tensor, "lines n"], beta: float, generator: Generator, size: Float[Tensor, " n"]
 ) -> Float[Tensor, " lines"]:
-    """Mean of |entry| / q over tau draws with replacement from q, about half proportional to size and half uniform."""
+    """Mean of |entry| / q over tau draws with replacement from q, about half proportional to size and half
+    uniform.
+    """
     n = lines.shape[1]
-    # A table in which index j fills a number of places proportional to q[j]: a draw is one look-up, and q is exact.
+    # A table in which index j fills a number of places proportional to q[j]: a draw is one look-up, and q is
+    # exact.
     places = ((unit_mean(size.double().cpu()) + 1) * 16).long() + 1
     table = torch.arange(n).repeat_interleave(places)
-    index = table[torch.randint(len(table), (lines.shape[0], sample_size(n, beta)), generator=generator)].to(lines.device)
+    index = table[torch.randint(len(table), (lines.shape[0], sample_size(n, beta)), generator=generator)].to(
+        lines.device
+    )
     inverse = (len(table) / places).to(lines)
     return (lines.gather(1, index).abs_() * inverse[index]).mean(dim=1)
 
 
 def _distinct(lines: int, n: int, tau: int, generator: Generator) -> Int[Tensor, "lines tau"]:
-    """Simple random samples without replacement by Floyd's algorithm, all lines in step; the smaller of sample and rest is drawn."""
+    """Simple random samples without replacement by Floyd's algorithm, all lines in step; the smaller of
+    sample and rest is drawn.
+    """
     drawn = min(tau, n - tau)
     taken, indices = torch.zeros(lines, n, dtype=torch.bool), torch.empty(drawn, lines, 1, dtype=torch.long)
     for index, last in zip(indices, range(n - drawn, n), strict=True):
@@ -215,6 +247,10 @@ def _distinct(lines: int, n: int, tau: int, generator: Generator) -> Int[Tensor,
 
 
 def _one_per_stratum(lines: int, n: int, tau: int, generator: Generator) -> Int[Tensor, "lines tau"]:
-    """floor of one uniform point in each of [k n / tau, (k + 1) n / tau): an index on a border may come twice, its chance stays tau / n."""
-    point = torch.rand(lines, tau, dtype=torch.float64, generator=generator).add_(torch.arange(tau)).mul_(n / tau)
+    """floor of one uniform point in each of [k n / tau, (k + 1) n / tau): an index on a border may come
+    twice, its chance stays tau / n.
+    """
+    point = (
+        torch.rand(lines, tau, dtype=torch.float64, generator=generator).add_(torch.arange(tau)).mul_(n / tau)
+    )
     return point.long().clamp_(max=n - 1)

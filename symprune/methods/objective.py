@@ -1,10 +1,12 @@
-"""The symmetric objective g, what removing one weight costs under it, and the explicit (X, Y) from which each score follows.
+"""The symmetric objective g, what removing one weight costs under it, and the explicit (X, Y) from which each
+score follows.
 
     g(Wp) = ||X (Wp - W)^T||_F + ||Y^T (Wp - W)||_F             X [tokens, d_in], Y [d_out, d]
 
-Zeroing the single weight (i, j) costs exactly |W[i, j]| (x[j] + y[i]), x[j] = ||X[:, j]||_2, y[i] = ||Y[i, :]||_2: every score is this
-formula with a particular pair. `FORMULAS` tells the pairs in symbols, `PAIRS` builds them (small layers, float64).
-Source: arXiv 2501.18980; in PyTorch's layout, the transpose of the paper's.
+Zeroing the single weight (i, j) costs exactly |W[i, j]| (x[j] + y[i]), x[j] = ||X[:, j]||_2, y[i] = ||Y[i,
+:]||_2: every score is this formula with a particular pair. `FORMULAS` tells the pairs in symbols, `PAIRS`
+builds them (small layers, float64). Source: arXiv 2501.18980; in PyTorch's layout, the transpose of the
+paper's.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,9 @@ InputSide = Float[Tensor, "tokens d_in"]
 OutputSide = Float[Tensor, "d_out d"]
 
 
-def objective(weight: Weight, pruned: Weight, X: InputSide, Y: OutputSide, squared: bool = False) -> Float[Tensor, ""]:
+def objective(
+    weight: Weight, pruned: Weight, X: InputSide, Y: OutputSide, squared: bool = False
+) -> Float[Tensor, ""]:
     """g = ||X (pruned - weight)^T||_F + ||Y^T (pruned - weight)||_F, each norm squared if `squared`."""
     change = pruned - weight
     parts = (X @ change.t()).square().sum(), (Y.t() @ change).square().sum()
@@ -29,14 +33,18 @@ def objective(weight: Weight, pruned: Weight, X: InputSide, Y: OutputSide, squar
 
 
 def removal_cost(weight: Weight, X: InputSide, Y: OutputSide, squared: bool = False) -> Scores:
-    """g after zeroing the weight (i, j) alone, for every (i, j): |W| (x[j] + y[i]), or W^2 (x[j]^2 + y[i]^2) if `squared`."""
+    """g after zeroing the weight (i, j) alone, for every (i, j): |W| (x[j] + y[i]), or W^2 (x[j]^2 + y[i]^2)
+    if `squared`.
+    """
     x, y = X.norm(dim=0), Y.norm(dim=1)[:, None]
     return weight.square() * (x.square() + y.square()) if squared else weight.abs() * (x + y)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An explicit (X, Y). Where activations multiply both sides the pair of the weight (i, j) is (factor[j] X, factor[j] Y)."""
+    """An explicit (X, Y). Where activations multiply both sides the pair of the weight (i, j) is (factor[j]
+    X, factor[j] Y).
+    """
 
     X: InputSide
     Y: OutputSide
@@ -57,7 +65,9 @@ Direction = Callable[[Float[Tensor, " n"]], Float[Tensor, "m n"]]
 
 
 def constant_columns(norms: Float[Tensor, " n"]) -> Float[Tensor, "m n"]:
-    """A matrix with these column norms whose columns are constant: column j is norms[j] / sqrt(n) everywhere."""
+    """A matrix with these column norms whose columns are constant: column j is norms[j] / sqrt(n)
+    everywhere.
+    """
     return norms.expand(len(norms), -1) / len(norms) ** 0.5
 
 
@@ -67,8 +77,12 @@ def diagonal(norms: Float[Tensor, " n"]) -> Float[Tensor, "m n"]:
 
 
 def random_directions(norms: Float[Tensor, " n"], seed: int = 0) -> Float[Tensor, "m n"]:
-    """A matrix with these column norms whose columns point in random directions: column j is norms[j] u_j, ||u_j|| = 1."""
-    directions = torch.randn(len(norms) + 1, len(norms), dtype=norms.dtype, generator=Generator().manual_seed(seed))
+    """A matrix with these column norms whose columns point in random directions: column j is norms[j] u_j,
+    ||u_j|| = 1.
+    """
+    directions = torch.randn(
+        len(norms) + 1, len(norms), dtype=norms.dtype, generator=Generator().manual_seed(seed)
+    )
     return norms * directions / directions.norm(dim=0)
 
 
@@ -96,7 +110,9 @@ def owanda_pair(weight: Weight, inputs: InputSide, outputs: OutputSide) -> Pair:
 
 
 def symwanda_pair(weight: Weight, inputs: InputSide, outputs: OutputSide, balance: str = "none") -> Pair:
-    """X the activations, Y the output side; with balance "unit-mean" each divided by the mean of its x or y."""
+    """X the activations, Y the output side; with balance "unit-mean" each divided by the mean of its x or
+    y.
+    """
     return _pair(weight, *_balanced(weight, inputs, outputs, balance))
 
 
@@ -115,7 +131,9 @@ def ri_pair(construction: str) -> Callable[..., Pair]:
 
 
 def ria_pair(construction: str) -> Callable[..., Pair]:
-    """The builder of relative importance's pair by one of `CONSTRUCTIONS`, both sides multiplied by x[j]^alpha."""
+    """The builder of relative importance's pair by one of `CONSTRUCTIONS`, both sides multiplied by
+    x[j]^alpha.
+    """
 
     def build(weight: Weight, inputs: InputSide, outputs: OutputSide, alpha: float = 0.5) -> Pair:
         return _reciprocal_pair(weight, inputs, 1.0, alpha, CONSTRUCTIONS[construction])
@@ -123,16 +141,24 @@ def ria_pair(construction: str) -> Callable[..., Pair]:
     return build
 
 
-def lp_norm_own_columns_pair(weight: Weight, inputs: InputSide, outputs: OutputSide, p: float = 1.0, alpha: float = 0.0) -> Pair:
-    """X[:, j] = W[:, j] / (c_2[j] c_p[j]) and Y[i, :] = W[i, :] / (r_2[i] r_p[i]): the weight's own directions."""
+def lp_norm_own_columns_pair(
+    weight: Weight, inputs: InputSide, outputs: OutputSide, p: float = 1.0, alpha: float = 0.0
+) -> Pair:
+    """X[:, j] = W[:, j] / (c_2[j] c_p[j]) and Y[i, :] = W[i, :] / (r_2[i] r_p[i]): the weight's own
+    directions.
+    """
     (r_2, c_2), (r_p, c_p) = row_column_norms(weight, 2.0), row_column_norms(weight, p)
     X = weight * safe_reciprocal(c_2) * safe_reciprocal(c_p)
     Y = weight * (safe_reciprocal(r_2) * safe_reciprocal(r_p))[:, None]
     return _pair(weight, X, Y, _activations(weight, inputs, alpha))
 
 
-def lp_norm_unit_vector_pair(weight: Weight, inputs: InputSide, outputs: OutputSide, p: float = 1.0, alpha: float = 0.0) -> Pair:
-    """X[:, j] = u / c_p[j] and Y[i, :] = v / r_p[i] with any unit vectors u, v: here one random direction for each side."""
+def lp_norm_unit_vector_pair(
+    weight: Weight, inputs: InputSide, outputs: OutputSide, p: float = 1.0, alpha: float = 0.0
+) -> Pair:
+    """X[:, j] = u / c_p[j] and Y[i, :] = v / r_p[i] with any unit vectors u, v: here one random direction for
+    each side.
+    """
 
     def one_direction(norms: Float[Tensor, " n"]) -> Float[Tensor, "m n"]:
         return torch.outer(random_directions(norms.new_ones(4))[:, 0], norms)
@@ -159,8 +185,12 @@ def stochria_pair(construction: str) -> Callable[..., Pair]:
     return build
 
 
-def general_diagonal_pair(weight: Weight, inputs: InputSide, outputs: OutputSide, balance: str = "none") -> Pair:
-    """X = A diag(1 / c_1), Y = diag(1 / r_1) B, A the inputs, B the outputs; with balance "unit-mean" each over its mean norm."""
+def general_diagonal_pair(
+    weight: Weight, inputs: InputSide, outputs: OutputSide, balance: str = "none"
+) -> Pair:
+    """X = A diag(1 / c_1), Y = diag(1 / r_1) B, A the inputs, B the outputs; with balance "unit-mean" each
+    over its mean norm.
+    """
     row, column = (safe_reciprocal(norm) for norm in row_column_norms(weight))
     A, B = _balanced(weight, inputs, outputs, balance)
     return _pair(weight, A * column, row[:, None] * B)
@@ -228,16 +258,19 @@ def squared_counterexample() -> Float[Tensor, "2 2"]:
     """A 2 x 2 weight whose relative importance is no removal cost of the squared objective, whatever X and Y.
 
     The squared cost is W[i, j]^2 (x[j]^2 + y[i]^2). For it to equal RI[i, j]^2 at every (i, j) it takes
-    x[j]^2 + y[i]^2 = (1 / c_1[j] + 1 / r_1[i])^2 =: T[i, j]: a term of the column plus a term of the row, so that
-    T[0, 0] + T[1, 1] = T[0, 1] + T[1, 0]. But the difference of the two sides is
-    2 (1 / c_1[0] - 1 / c_1[1]) (1 / r_1[0] - 1 / r_1[1]), which is 0 only if two columns or two rows have equal norms.
-    Here c_1 = (4, 6), r_1 = (3, 7), and it is 2 (1/12) (4/21) = 2/63. `additive_gap(T)` is a quarter of that.
+    x[j]^2 + y[i]^2 = (1 / c_1[j] + 1 / r_1[i])^2 =: T[i, j]: a term of the column plus a term of the row, so
+    that T[0, 0] + T[1, 1] = T[0, 1] + T[1, 0]. But the difference of the two sides is
+    2 (1 / c_1[0] - 1 / c_1[1]) (1 / r_1[0] - 1 / r_1[1]), which is 0 only if two columns or two rows have
+    equal norms. Here c_1 = (4, 6), r_1 = (3, 7), and it is 2 (1/12) (4/21) = 2/63. `additive_gap(T)` is a
+    quarter of that.
     """
     return torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
 
 
 def additive_gap(target: Float[Tensor, "d_out d_in"]) -> float:
-    """The largest deviation of target[i, j] from its best fit (least squares) by column[j] + row[i]: 0 if and only if it is such a sum."""
+    """The largest deviation of target[i, j] from its best fit (least squares) by column[j] + row[i]: 0 if and
+    only if it is such a sum.
+    """
     fit = target.mean(dim=0) + target.mean(dim=1, keepdim=True) - target.mean()
     return float((target - fit).abs().max())
 

@@ -17,7 +17,9 @@ _NAMES = {cls: name for registry in (SCORES, PATTERNS, REFINERS) for name, cls i
 
 @dataclass(frozen=True)
 class Recipe:
-    """A score, the pattern its mask follows, and a training-free refinement of that mask (None: the mask as it is)."""
+    """A score, the pattern its mask follows, and a training-free refinement of that mask (None: the mask as
+    it is).
+    """
 
     score: Any
     pattern: Unstructured | NM = Unstructured()  # noqa: RUF009 (frozen, so shared safely)
@@ -45,7 +47,9 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, plain: dict) -> "Recipe":
-        """The recipe that `to_dict` described; raises UserError for a name or a hyperparameter that is not known."""
+        """The recipe that `to_dict` described; raises UserError for a name or a hyperparameter that is not
+        known.
+        """
         registries = {"score": SCORES, "pattern": PATTERNS, "refine": REFINERS}
         parts = {}
         for part, method in plain.items():
@@ -62,24 +66,39 @@ class Recipe:
 
 
 def method_dict(method: Any) -> dict:
-    """Name and hyperparameters of a score, pattern or refiner: the same for equal ones, and JSON (which knows no infinity)."""
+    """Name and hyperparameters of a score, pattern or refiner: the same for equal ones, and JSON (which knows
+    no infinity).
+    """
     values = {f.name: float(value) if f.type is float else value for f, value in _fields(method)}
-    return {"name": _NAMES[type(method)], **{name: "inf" if value == float("inf") else value for name, value in values.items()}}
+    return {
+        "name": _NAMES[type(method)],
+        **{name: "inf" if value == float("inf") else value for name, value in values.items()},
+    }
 
 
 def method_label(method: Any) -> str:
     """`ria`, or `ria(alpha=1.0)` where a hyperparameter is not its default; `parse_method` reads it back."""
-    changed = [f"{f.name}={float(value) if f.type is float else value!r}" for f, value in _fields(method) if value != f.default]
+    changed = [
+        f"{f.name}={float(value) if f.type is float else value!r}"
+        for f, value in _fields(method)
+        if value != f.default
+    ]
     return _NAMES[type(method)] + (f"({', '.join(changed)})" if changed else "")
 
 
 def pattern_label(pattern: Unstructured | NM) -> str:
     """`2:4`, or `0.6 per output`."""
-    return f"{pattern.n}:{pattern.m}" if isinstance(pattern, NM) else f"{float(pattern.sparsity)!r} per {pattern.group}"
+    return (
+        f"{pattern.n}:{pattern.m}"
+        if isinstance(pattern, NM)
+        else f"{float(pattern.sparsity)!r} per {pattern.group}"
+    )
 
 
 def parse_method(kind: str, text: str, registry: dict) -> Any:
-    """A score or refiner from `name` or `name(field=literal, ...)`; raises UserError that names what is wrong."""
+    """A score or refiner from `name` or `name(field=literal, ...)`; raises UserError that names what is
+    wrong.
+    """
     try:
         tree = ast.parse(text.strip().replace("=inf", "='inf'"), mode="eval").body
         call = tree if isinstance(tree, ast.Call) else ast.Call(func=tree, args=[], keywords=[])
@@ -87,7 +106,9 @@ def parse_method(kind: str, text: str, registry: dict) -> Any:
             raise ValueError
         values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError) as error:
-        raise UserError(f"cannot read the {kind} {text!r}: write a name, or name(field=value, ...)") from error
+        raise UserError(
+            f"cannot read the {kind} {text!r}: write a name, or name(field=value, ...)"
+        ) from error
     return build(kind, call.func.id, registry, values)
 
 
@@ -116,10 +137,12 @@ def build(kind: str, name: Any, registry: dict, values: dict) -> Any:
     for field, value in values.items():
         if known[field] is float and value == "inf":
             values = values | {field: float("inf")}
-        elif not isinstance(value, (int, float) if known[field] is float else known[field]) or isinstance(value, bool) != (
-            known[field] is bool
-        ):
-            raise UserError(f"hyperparameter {field} of {name} must be of type {known[field].__name__}, not {value!r}")
+        elif not isinstance(value, (int, float) if known[field] is float else known[field]) or isinstance(
+            value, bool
+        ) != (known[field] is bool):
+            raise UserError(
+                f"hyperparameter {field} of {name} must be of type {known[field].__name__}, not {value!r}"
+            )
     return registry[name](**values)
 
 

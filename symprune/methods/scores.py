@@ -1,9 +1,11 @@
-"""The scores: how much each weight of a linear matters. One frozen dataclass per method, its fields the hyperparameters.
+"""The scores: how much each weight of a linear matters. One frozen dataclass per method, its fields the
+hyperparameters.
 
-Notation: W [d_out, d_in] the weight, x = stats.input_norm [d_in], y = stats.output_norm [d_out], r_p[i] and c_p[j] the lp norms
-of row i and column j of W. A call takes (W, stats) and returns S [d_out, d_in], non-negative, in the weight's dtype but at least
-float32; a weight in a dead row or column scores 0. `uses` names the fields of the statistics that a call reads. A call raises
-ValueError if it needs output norms that were not gathered, or if the statistics are of another shape of linear.
+Notation: W [d_out, d_in] the weight, x = stats.input_norm [d_in], y = stats.output_norm [d_out], r_p[i] and
+c_p[j] the lp norms of row i and column j of W. A call takes (W, stats) and returns S [d_out, d_in],
+non-negative, in the weight's dtype but at least float32; a weight in a dead row or column scores 0. `uses`
+names the fields of the statistics that a call reads. A call raises ValueError if it needs output norms that
+were not gathered, or if the statistics are of another shape of linear.
 """
 
 import math
@@ -17,7 +19,14 @@ from torch import Tensor
 
 from symprune.base.errors import UserError, unknown
 from symprune.base.types import Scores, Weight
-from symprune.methods.norms import SAMPLERS, relative_importance, root_sum_of_squares, row_column_norms, sampled_norms, unit_mean
+from symprune.methods.norms import (
+    SAMPLERS,
+    relative_importance,
+    root_sum_of_squares,
+    row_column_norms,
+    sampled_norms,
+    unit_mean,
+)
 from symprune.methods.stats import LayerStats, at_least_float32
 
 BALANCES: dict[str, Callable] = {"none": lambda norm: norm, "unit-mean": unit_mean}
@@ -52,11 +61,13 @@ class Wanda:
 
 @dataclass(frozen=True)
 class OWanda:
-    """Weights and the output side: the mirror image of Wanda (arXiv 2501.18980, the symmetric objective with X = 0).
+    """Weights and the output side: the mirror image of Wanda (arXiv 2501.18980, the symmetric objective with
+    X = 0).
 
     S[i, j] = |W[i, j]| y[i]
 
-    Within one row y[i] is a constant, so with the comparison group "output" it selects what Magnitude selects.
+    Within one row y[i] is a constant, so with the comparison group "output" it selects what Magnitude
+    selects.
     """
 
     uses: ClassVar[tuple[str, ...]] = ("output_norm",)
@@ -72,8 +83,9 @@ class SymWanda:
 
     S[i, j] = |W[i, j]| (x[j] + y[i])
 
-    Without output norms y = 0, which is Wanda. balance: "none", or "unit-mean" to divide x and y by their means first, so that the
-    number of calibration tokens and the scale of the outputs do not decide which side speaks. Raises UserError on another balance.
+    Without output norms y = 0, which is Wanda. balance: "none", or "unit-mean" to divide x and y by their
+    means first, so that the number of calibration tokens and the scale of the outputs do not decide which
+    side speaks. Raises UserError on another balance.
     """
 
     balance: str = "none"
@@ -95,7 +107,8 @@ class SymWanda:
 class Symmetric:
     """The symmetric objective with the weight itself on both sides, no activations (arXiv 2501.18980).
 
-    S[i, j] = |W[i, j]| (c_2[j] + r_2[i]);  squared: |W[i, j]| sqrt(c_2[j]^2 + r_2[i]^2), the root of the squared objective's cost
+    S[i, j] = |W[i, j]| (c_2[j] + r_2[i]);  squared: |W[i, j]| sqrt(c_2[j]^2 + r_2[i]^2), the root of the
+    squared objective's cost
     """
 
     squared: bool = False
@@ -105,7 +118,11 @@ class Symmetric:
         weight = _working(weight)
         out = torch.empty_like(weight)
         row, column = row_column_norms(weight, p=2.0, out=out)
-        combined = root_sum_of_squares(row, column, out) if self.squared else torch.add(column, row[:, None], out=out)
+        combined = (
+            root_sum_of_squares(row, column, out)
+            if self.squared
+            else torch.add(column, row[:, None], out=out)
+        )
         return combined.mul_(weight).abs_()
 
 
@@ -151,8 +168,8 @@ class LpNorm:
 
     S[i, j] = |W[i, j]| (1 / c_p[j] + 1 / r_p[i]) x[j]^alpha
 
-    p in (0, inf]; p = 1 is RIA. alpha = 0, the default, reads no activations, as in the paper's derivation. Raises UserError if p is
-    not positive or alpha is negative.
+    p in (0, inf]; p = 1 is RIA. alpha = 0, the default, reads no activations, as in the paper's derivation.
+    Raises UserError if p is not positive or alpha is negative.
     """
 
     p: float = 1.0
@@ -180,9 +197,10 @@ class StochRIA:
 
     S[i, j] = |W[i, j]| (1 / ĉ_1[j] + 1 / r̂_1[i]) x[j]^alpha
 
-    The estimates are unbiased (rescaled by n / tau); beta = 1 is exactly RIA. sampling: "independent" (the paper's), "shared",
-    "weighted" or "stratified", see `symprune.methods.norms`. The same seed and shape give the same indices. A row or column whose sample is
-    all zeros contributes nothing, as a dead one. Raises UserError on beta outside (0, 1], a negative alpha, or another sampling.
+    The estimates are unbiased (rescaled by n / tau); beta = 1 is exactly RIA. sampling: "independent" (the
+    paper's), "shared", "weighted" or "stratified", see `symprune.methods.norms`. The same seed and shape give
+    the same indices. A row or column whose sample is all zeros contributes nothing, as a dead one. Raises
+    UserError on beta outside (0, 1], a negative alpha, or another sampling.
     """
 
     beta: float = 0.1
@@ -192,7 +210,9 @@ class StochRIA:
 
     def __post_init__(self):
         if not 0 < self.beta <= 1:
-            raise UserError(f"beta is the fraction of entries sampled and must lie in (0, 1], not {self.beta}")
+            raise UserError(
+                f"beta is the fraction of entries sampled and must lie in (0, 1], not {self.beta}"
+            )
         _check_alpha(self.alpha)
         if self.sampling not in SAMPLERS:
             raise unknown("sampling", self.sampling, SAMPLERS)
@@ -214,8 +234,8 @@ class GeneralDiagonal:
 
     S[i, j] = |W[i, j]| (a[j] / c_1[j] + b[i] / r_1[i]);  a, b the norms of A's columns and B's rows
 
-    A is the inputs and B the outputs, so a = x and b = y. balance: "none", or "unit-mean" to divide a and b by their means first.
-    With a = b = 1 this is RI. Raises UserError on another balance.
+    A is the inputs and B the outputs, so a = x and b = y. balance: "none", or "unit-mean" to divide a and b
+    by their means first. With a = b = 1 this is RI. Raises UserError on another balance.
     """
 
     balance: str = "none"
@@ -250,15 +270,22 @@ def _working(weight: Weight) -> Weight:
 
 def _inputs(weight: Weight, stats: LayerStats) -> Float[Tensor, " d_in"]:
     if stats.input_norm.shape != weight.shape[1:]:
-        raise ValueError(f"the statistics are of {len(stats.input_norm)} inputs, the weight has {weight.shape[1]}")
+        raise ValueError(
+            f"the statistics are of {len(stats.input_norm)} inputs, the weight has {weight.shape[1]}"
+        )
     return stats.input_norm.to(weight)
 
 
 def _outputs(weight: Weight, stats: LayerStats, score: object) -> Float[Tensor, " d_out"]:
     if stats.output_norm is None:
-        raise ValueError(f"{type(score).__name__} needs output_norm, which was not gathered: give the outputs to StatsAccumulator.update")
+        raise ValueError(
+            f"{type(score).__name__} needs output_norm, which was not gathered: give the outputs to"
+            " StatsAccumulator.update"
+        )
     if stats.output_norm.shape != weight.shape[:1]:
-        raise ValueError(f"the statistics are of {len(stats.output_norm)} outputs, the weight has {weight.shape[0]}")
+        raise ValueError(
+            f"the statistics are of {len(stats.output_norm)} outputs, the weight has {weight.shape[0]}"
+        )
     return stats.output_norm.to(weight)
 
 

@@ -9,7 +9,16 @@ from symprune.models.layers import (
     restore_weights,
     weight_view,
 )
-from symprune.models.load import DTYPES, EMBEDDED, MASKS, fingerprint, load_model, load_tokenizer, locate, quiet_transformers
+from symprune.models.load import (
+    DTYPES,
+    EMBEDDED,
+    MASKS,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    locate,
+    quiet_transformers,
+)
 
 __all__ = [
     "DTYPES",

@@ -29,16 +29,24 @@ def free_memory(device: torch.device | str) -> int:
 def require_device(device: str) -> None:
     if device == ALL_GPUS:
         if importlib.util.find_spec("accelerate") is None:
-            raise UserError(f"the device {ALL_GPUS!r} needs accelerate: run `pip install 'symprune[embedded]'`")
+            raise UserError(
+                f"the device {ALL_GPUS!r} needs accelerate: run `pip install 'symprune[embedded]'`"
+            )
         return
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"cannot use the device {device!r} here: take cpu, or cuda or auto on a machine with a GPU") from error
+        raise UserError(
+            f"cannot use the device {device!r} here: take cpu, or cuda or auto on a machine with a GPU"
+        ) from error
 
 
 def memory_of(device: torch.device | str) -> int:
     """Bytes of a device, free or not."""
     import psutil
 
-    return torch.cuda.mem_get_info(device)[1] if torch.device(device).type == "cuda" else psutil.virtual_memory().total
+    return (
+        torch.cuda.mem_get_info(device)[1]
+        if torch.device(device).type == "cuda"
+        else psutil.virtual_memory().total
+    )

@@ -1,4 +1,6 @@
-"""Mixture-of-experts layers whose experts share one tensor: each expert's matrices as linears, without a copy of a weight."""
+"""Mixture-of-experts layers whose experts share one tensor: each expert's matrices as linears, without a copy
+of a weight.
+"""
 
 import types
 
@@ -9,7 +11,9 @@ from symprune.base.errors import UserError
 
 
 class ExpertLinear(nn.Module):
-    """One matrix of one expert: `weight` [d_out, d_in] is a view into the tensor of all experts, so what is written there is pruned."""
+    """One matrix of one expert: `weight` [d_out, d_in] is a view into the tensor of all experts, so what is
+    written there is pruned.
+    """
 
     bias = None
 
@@ -24,12 +28,15 @@ class ExpertLinear(nn.Module):
         return getattr(experts, tensor)[expert, rows]
 
     def forward(self, inputs: Tensor, product: Tensor) -> Tensor:
-        """`product`, which is inputs @ weight.T: cut from the product with a whole tensor, whose last bits a smaller one need not share."""
+        """`product`, which is inputs @ weight.T: cut from the product with a whole tensor, whose last bits a
+        smaller one need not share.
+        """
         return product
 
 
 def expert_linears(experts: nn.Module) -> dict[str, ExpertLinear]:
-    """The linears of fused experts by their name in it ("3.down_proj"); from now on a forward calls them, with the same outputs.
+    """The linears of fused experts by their name in it ("3.down_proj"); from now on a forward calls them,
+    with the same outputs.
 
     Raises UserError for a layout other than the stacked [gate; up] and down matrices of Mixtral and Qwen-MoE.
     """
@@ -63,8 +70,12 @@ def _forward(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top
         slot, token = torch.where(top_k_index.t() == expert)
         inputs = hidden_states[token]
         gate, up = nn.functional.linear(inputs, experts.gate_up_proj[expert]).chunk(2, dim=-1)
-        inner = experts.act_fn(linears[f"{expert}.gate_proj"](inputs, gate)) * linears[f"{expert}.up_proj"](inputs, up)
-        product = linears[f"{expert}.down_proj"](inner, nn.functional.linear(inner, experts.down_proj[expert]))
+        inner = experts.act_fn(linears[f"{expert}.gate_proj"](inputs, gate)) * linears[f"{expert}.up_proj"](
+            inputs, up
+        )
+        product = linears[f"{expert}.down_proj"](
+            inner, nn.functional.linear(inner, experts.down_proj[expert])
+        )
         weighted = product * top_k_weights[token, slot, None]
         out.index_add_(0, token, weighted.to(out.dtype))
     return out
@@ -72,10 +83,18 @@ def _forward(experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top
 
 def _require_stacked(experts: nn.Module) -> None:
     tensors = {name: parameter.dim() for name, parameter in experts.named_parameters(recurse=False)}
-    plain = {"has_gate": True, "is_concatenated": True, "has_bias": False, "is_transposed": False, "has_post_expert_norm": False}
-    if tensors != {"gate_up_proj": 3, "down_proj": 3} or any(getattr(experts, name, None) is not value for name, value in plain.items()):
+    plain = {
+        "has_gate": True,
+        "is_concatenated": True,
+        "has_bias": False,
+        "is_transposed": False,
+        "has_post_expert_norm": False,
+    }
+    if tensors != {"gate_up_proj": 3, "down_proj": 3} or any(
+        getattr(experts, name, None) is not value for name, value in plain.items()
+    ):
         fused = next(name for name, dim in tensors.items() if dim == 3)
         raise UserError(
-            f"{fused} of {type(experts).__name__} holds {len(getattr(experts, fused))} matrices in one tensor, in a layout that is not "
-            "supported (Mixtral's and Qwen-MoE's are)"
+            f"{fused} of {type(experts).__name__} holds {len(getattr(experts, fused))} matrices in one"
+            " tensor, in a layout that is not supported (Mixtral's and Qwen-MoE's are)"
         )

@@ -10,12 +10,18 @@ _ROUTERS = ("router", "gate", "shared_expert_gate")
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The transformer blocks of a model, in order: its module list with as many equal-typed entries as the config counts layers.
+    """The transformer blocks of a model, in order: its module list with as many equal-typed entries as the
+    config counts layers.
 
-    An attribute `layers_path` of the model ("model.decoder.blocks") names the list instead. Raises UserError if there is none.
+    An attribute `layers_path` of the model ("model.decoder.blocks") names the list instead. Raises UserError
+    if there is none.
     """
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    }
     if path := getattr(model, "layers_path", None):
         if path not in lists:
             raise unknown("list of decoder layers", path, lists)
@@ -24,16 +30,17 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         if len(module) == count and len({type(layer) for layer in module}) == 1:
             return module
     raise UserError(
-        f"no list of {count} decoder layers found in {type(model).__name__}: name it with --layers-path (model.layers_path), "
-        f"one of {', '.join(lists) or 'none at all'}"
+        f"no list of {count} decoder layers found in {type(model).__name__}: name it with --layers-path"
+        f" (model.layers_path), one of {', '.join(lists) or 'none at all'}"
     )
 
 
 def prunable_linears(layer: nn.Module) -> dict[str, nn.Module]:
-    """The linears inside a decoder layer by their name in it, in order; routers of mixture-of-experts layers are left alone.
+    """The linears inside a decoder layer by their name in it, in order; routers of mixture-of-experts layers
+    are left alone.
 
-    Experts fused into one tensor appear one by one (see `symprune.models.experts`); raises UserError where they cannot: they would
-    silently not be pruned.
+    Experts fused into one tensor appear one by one (see `symprune.models.experts`); raises UserError where
+    they cannot: they would silently not be pruned.
     """
     linears: dict[str, nn.Module] = {}
     for name, module in layer.named_modules():
@@ -47,7 +54,10 @@ def prunable_linears(layer: nn.Module) -> dict[str, nn.Module]:
 def linears_by_layer(model: nn.Module) -> list[dict[str, nn.Module]]:
     """The prunable linears of every decoder layer, by their full name in the model."""
     prefixes = {module: name for name, module in model.named_modules()}
-    return [{f"{prefixes[layer]}.{name}": linear for name, linear in prunable_linears(layer).items()} for layer in decoder_layers(model)]
+    return [
+        {f"{prefixes[layer]}.{name}": linear for name, linear in prunable_linears(layer).items()}
+        for layer in decoder_layers(model)
+    ]
 
 
 def named_linears(model: nn.Module) -> dict[str, nn.Module]:

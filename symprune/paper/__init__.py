@@ -1,1 +1,3 @@
-"""From measured rows to what people read: theory, comparisons, verdicts, tables, figures, notebooks, the report."""
+"""From measured rows to what people read: theory, comparisons, verdicts, tables, figures, notebooks, the
+report.
+"""

@@ -35,10 +35,14 @@ def notebook_names() -> list[str]:
 
 
 def resolve_notebooks(wanted: Sequence[str]) -> list[str]:
-    """Notebooks by name or number ("02"), all if none is wanted; raises UserError for one that is not there."""
+    """Notebooks by name or number ("02"), all if none is wanted; raises UserError for one that is not
+    there.
+    """
     names = notebook_names()
     if not names:
-        raise UserError(f"no notebooks in {paths.NOTEBOOKS}: run inside the project's source, or set SYMPRUNE_ROOT to it")
+        raise UserError(
+            f"no notebooks in {paths.NOTEBOOKS}: run inside the project's source, or set SYMPRUNE_ROOT to it"
+        )
     chosen = [[name for name in names if wish in (name, name[:2])] for wish in wanted]
     for wish, found in zip(wanted, chosen, strict=True):
         if not found:
@@ -47,10 +51,14 @@ def resolve_notebooks(wanted: Sequence[str]) -> list[str]:
 
 
 def load_profile(name: str) -> dict[str, Any]:
-    """The parameters of papermill_params/<name>.yaml; raises UserError unless it has exactly the keys of the smoke profile."""
+    """The parameters of papermill_params/<name>.yaml; raises UserError unless it has exactly the keys of the
+    smoke profile.
+    """
     profiles = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
     if SMOKE not in profiles:
-        raise UserError(f"no profiles in {paths.PARAMS}: run inside the project's source, or set SYMPRUNE_ROOT to it")
+        raise UserError(
+            f"no profiles in {paths.PARAMS}: run inside the project's source, or set SYMPRUNE_ROOT to it"
+        )
     if name not in profiles:
         raise unknown("profile", name, profiles)
     values, keys = (_read_profile(paths.PARAMS / f"{n}.yaml") for n in (name, SMOKE))
@@ -58,14 +66,18 @@ def load_profile(name: str) -> dict[str, Any]:
         if key not in keys:
             raise unknown(f"key in papermill_params/{name}.yaml", key, keys)
     if missing := sorted(set(keys) - set(values)):
-        raise UserError(f"papermill_params/{name}.yaml lacks {', '.join(missing)}: every profile has the same keys")
+        raise UserError(
+            f"papermill_params/{name}.yaml lacks {', '.join(missing)}: every profile has the same keys"
+        )
     if values["profile"] != name:
         raise UserError(f"papermill_params/{name}.yaml says profile: {values['profile']}: it must say {name}")
     return values
 
 
 def parameters_of(notebook: str) -> dict[str, Any]:
-    """Names and default values in a notebook's parameters cell; raises UserError for anything but assignments of literals."""
+    """Names and default values in a notebook's parameters cell; raises UserError for anything but assignments
+    of literals.
+    """
     import jupytext
 
     cells = jupytext.read(paths.NOTEBOOKS / f"{notebook}.py").cells
@@ -78,16 +90,22 @@ def parameters_of(notebook: str) -> dict[str, Any]:
             (target,) = statement.targets
             values[target.id] = ast.literal_eval(statement.value)
     except (AttributeError, ValueError, SyntaxError) as error:
-        raise UserError(f"notebook {notebook}: the parameters cell holds assignments of literals only") from error
+        raise UserError(
+            f"notebook {notebook}: the parameters cell holds assignments of literals only"
+        ) from error
     return values
 
 
-def reproduce(wanted: Sequence[str], profile: str, show: bool = True, again: bool = False, executor: Ray | None = None) -> Path:
-    """Execute notebooks with papermill under a profile, into results/<profile>/; returns the path of the HTML report.
+def reproduce(
+    wanted: Sequence[str], profile: str, show: bool = True, again: bool = False, executor: Ray | None = None
+) -> Path:
+    """Execute notebooks with papermill under a profile, into results/<profile>/; returns the path of the HTML
+    report.
 
-    A notebook takes from the profile what its parameters cell names. One that fails leaves its last good run in place. One that would
-    do again what it did (same source, parameters and library, its records and figures still there, and no notebook before it
-    executed) is passed over, unless `again`. executor: who measures what their experiments ask (None: their kernels).
+    A notebook takes from the profile what its parameters cell names. One that fails leaves its last good run
+    in place. One that would do again what it did (same source, parameters and library, its records and
+    figures still there, and no notebook before it executed) is passed over, unless `again`. executor: who
+    measures what their experiments ask (None: their kernels).
     """
     chosen = _chosen(wanted, profile)
     before = {record.key for record in Store(paths.records(profile))}
@@ -103,7 +121,10 @@ def reproduce(wanted: Sequence[str], profile: str, show: bool = True, again: boo
         stamp.write()
     records = {record.key: record for record in Store(paths.records(profile))}
     if show:
-        print(f"{len(records.keys() - before)} results measured, {len(before)} were on record in {paths.records(profile)}")
+        print(
+            f"{len(records.keys() - before)} results measured, {len(before)} were on record in"
+            f" {paths.records(profile)}"
+        )
         print(compare_with_published(records, profile))
     published = paths.results(profile) / "records.jsonl"
     write_lines(published, (read_lines(published) | records).values())
@@ -111,10 +132,12 @@ def reproduce(wanted: Sequence[str], profile: str, show: bool = True, again: boo
 
 
 def measure_shard(wanted: Sequence[str], profile: str, shard: Shard, show: bool = True) -> Path:
-    """Execute notebooks only to measure what they ask, as one of n processes at it; returns the folder of records they have in common.
+    """Execute notebooks only to measure what they ask, as one of n processes at it; returns the folder of
+    records they have in common.
 
-    The kernels write tables, figures and verdicts into a folder that is thrown away. Once a shard has ended, everything these
-    notebooks ask is on record, see `Shard`: then `reproduce` draws and publishes it without measuring.
+    The kernels write tables, figures and verdicts into a folder that is thrown away. Once a shard has ended,
+    everything these notebooks ask is on record, see `Shard`: then `reproduce` draws and publishes it without
+    measuring.
     """
     chosen = _chosen(wanted, profile)
     records = paths.records(profile)
@@ -131,7 +154,9 @@ def measure_shard(wanted: Sequence[str], profile: str, shard: Shard, show: bool 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a finished run of a notebook was made from and what it left behind, to know that running it again would change nothing."""
+    """What a finished run of a notebook was made from and what it left behind, to know that running it again
+    would change nothing.
+    """
 
     notebook: str
     parameters: dict[str, Any]
@@ -151,7 +176,10 @@ class Stamp:
         executed = paths.results(self.profile) / f"{self.notebook}.ipynb"
         left = [executed, *paths.records(self.profile).glob("*.json"), *saved_by(self.profile, self.notebook)]
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._file, json.dumps({"made_from": self._made_from(), "left": sorted(map(str, left))}, indent=1) + "\n")
+        write_whole(
+            self._file,
+            json.dumps({"made_from": self._made_from(), "left": sorted(map(str, left))}, indent=1) + "\n",
+        )
 
     @property
     def _file(self) -> Path:
@@ -159,7 +187,10 @@ class Stamp:
 
     def _made_from(self) -> str:
         digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode())
-        for source in [paths.NOTEBOOKS / f"{self.notebook}.py", *sorted(Path(__file__).parents[1].rglob("*.py"))]:
+        for source in [
+            paths.NOTEBOOKS / f"{self.notebook}.py",
+            *sorted(Path(__file__).parents[1].rglob("*.py")),
+        ]:
             digest.update(source.read_bytes())
         return digest.hexdigest()
 
@@ -179,7 +210,9 @@ def compare_with_published(records: dict[str, Record], profile: str) -> str:
 
 
 def render(wanted: Sequence[str] = ()) -> list[Path]:
-    """Execute the sources at their defaults (the smoke profile) into the paired .ipynb, the same bytes for the same outputs."""
+    """Execute the sources at their defaults (the smoke profile) into the paired .ipynb, the same bytes for
+    the same outputs.
+    """
     import jupytext
     import nbformat
     from nbclient import NotebookClient
@@ -192,10 +225,16 @@ def render(wanted: Sequence[str] = ()) -> list[Path]:
             notebook = jupytext.read(paths.NOTEBOOKS / f"{name}.py")
             try:
                 NotebookClient(
-                    notebook, timeout=_CELL_TIMEOUT[SMOKE], kernel_name="python3", resources=_in_notebooks(), extra_arguments=_QUIET
+                    notebook,
+                    timeout=_CELL_TIMEOUT[SMOKE],
+                    kernel_name="python3",
+                    resources=_in_notebooks(),
+                    extra_arguments=_QUIET,
                 ).execute()
             except CellExecutionError as error:
-                raise RuntimeError(f"notebook {name} failed with {error.ename}: {_first_line(error.evalue)}") from error
+                raise RuntimeError(
+                    f"notebook {name} failed with {error.ename}: {_first_line(error.evalue)}"
+                ) from error
             except (CellTimeoutError, DeadKernelError) as error:
                 raise RuntimeError(f"notebook {name} failed: {_first_line(str(error))}") from error
             target = paths.NOTEBOOKS / f"{name}.ipynb"
@@ -205,7 +244,9 @@ def render(wanted: Sequence[str] = ()) -> list[Path]:
 
 
 def cleaned(notebook):
-    """The notebook without what differs from run to run or from tool to tool: ids, times, papermill's and jupytext's notes."""
+    """The notebook without what differs from run to run or from tool to tool: ids, times, papermill's and
+    jupytext's notes.
+    """
     notebook.metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}}
     notebook.nbformat_minor = 5
     for position, cell in enumerate(notebook.cells):
@@ -218,7 +259,9 @@ def cleaned(notebook):
 
 
 def write_report(profile: str) -> Path:
-    """results/<profile>/report.html from the executed 10_report, or from the last executed notebook if that was not run."""
+    """results/<profile>/report.html from the executed 10_report, or from the last executed notebook if that
+    was not run.
+    """
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -246,7 +289,9 @@ def _chosen(wanted: Sequence[str], profile: str) -> dict[str, dict[str, Any]]:
     return {name: {key: values[key] for key in _known(name, values)} for name in resolve_notebooks(wanted)}
 
 
-def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, show: bool, variables: dict[str, str]) -> str:
+def _execute(
+    name: str, parameters: dict[str, Any], profile: str, title: str, show: bool, variables: dict[str, str]
+) -> str:
     """The executed notebook; where it fails, it is kept as <name>.failed.ipynb. variables: for its kernel."""
     import jupytext
     import nbformat
@@ -259,7 +304,9 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
     with tempfile.TemporaryDirectory() as work, _progress_bar(title, show) as reports:
         source, executed = Path(work) / f"{name}.ipynb", Path(work) / "executed.ipynb"
         nbformat.write(jupytext.read(paths.NOTEBOOKS / f"{name}.py"), source)
-        with environment(TQDM_DISABLE="1", **{progress.FILE: str(reports)}, **(executors.absolute_paths() | variables)):
+        with environment(
+            TQDM_DISABLE="1", **{progress.FILE: str(reports)}, **(executors.absolute_paths() | variables)
+        ):
             try:
                 papermill.execute_notebook(
                     source,
@@ -276,7 +323,9 @@ def _execute(name: str, parameters: dict[str, Any], profile: str, title: str, sh
                 reason = f"{error.ename}: {_first_line(error.evalue)}"
                 if error.ename == "UserError":
                     raise UserError(f"notebook {name}: {error.evalue}") from error
-                raise RuntimeError(f"notebook {name} failed in cell {error.cell_index} with {reason}; see {failed}") from error
+                raise RuntimeError(
+                    f"notebook {name} failed in cell {error.cell_index} with {reason}; see {failed}"
+                ) from error
             except (CellTimeoutError, DeadKernelError) as error:
                 raise RuntimeError(f"notebook {name} failed: {_first_line(str(error))}") from error
         failed.unlink(missing_ok=True)
@@ -331,7 +380,11 @@ def _progress_bar(title: str, show: bool) -> Iterator[Path]:
                     bar.update(report["done"] - bar.n)
                     bar.set_description(f"{title}: {report['label']}")
                     if show and not terminal:
-                        print(f"{title} {report['done']}/{report['total']}: {report['label']}", file=sys.stderr, flush=True)
+                        print(
+                            f"{title} {report['done']}/{report['total']}: {report['label']}",
+                            file=sys.stderr,
+                            flush=True,
+                        )
                 seen = len(lines)
                 bar.refresh()
 
@@ -353,7 +406,8 @@ def _progress_bar(title: str, show: bool) -> Iterator[Path]:
 def _read_profile(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # what PyYAML raises on odd values
+    # what PyYAML raises on odd values
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold key: value lines")

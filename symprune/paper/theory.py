@@ -1,4 +1,6 @@
-"""The theory as tables: the methods in one formula, what removing one weight costs, and what removing many does."""
+"""The theory as tables: the methods in one formula, what removing one weight costs, and what removing many
+does.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -27,7 +29,8 @@ _LINE = 16  # float32 entries in a cache line of 64 bytes
 def methods_table():
     """The unified table (pandas): what each pair (X, Y) is built from, the pair, and the score that follows.
 
-    Pairs and scores in LaTeX, A the inputs and B the outputs. Every score has |W| as a factor: "weight" says whether the pair holds W too.
+    Pairs and scores in LaTeX, A the inputs and B the outputs. Every score has |W| as a factor: "weight" says
+    whether the pair holds W too.
     """
     import pandas as pd
 
@@ -42,18 +45,25 @@ def methods_table():
                 "inputs": "if alpha > 0" if optional else "yes" if "input_norm" in score.uses else "no",
                 "outputs": "yes" if "output_norm" in score.uses else "no",
                 # A bar would end the cell of a Markdown table.
-                **{part: text.replace(r"\|", r"\Vert ").replace("|", r"\vert ") for part, text in asdict(formula).items()},
+                **{
+                    part: text.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
+                    for part, text in asdict(formula).items()
+                },
             }
         )
     return pd.DataFrame(rows).set_index("method")
 
 
-def removal_identity(weight: Weight, inputs: LinearInputs, outputs: LinearOutputs, scores: Scoring | None = None):
-    """How far g(W with (i, j) zeroed) - g(W) is from the score, at worst over (i, j), for each score and construction (pandas).
+def removal_identity(
+    weight: Weight, inputs: LinearInputs, outputs: LinearOutputs, scores: Scoring | None = None
+):
+    """How far g(W with (i, j) zeroed) - g(W) is from the score, at worst over (i, j), for each score and
+    construction (pandas).
 
-    Every weight is really zeroed and g really evaluated: for small layers, in float64. Where the score belongs to the squared
-    objective, the root of its g is compared. scores: default every one of `SCORES` at its defaults. Relative to the score's
-    own entry; where that is 0 the cost must be 0 too, or the deviation is infinite.
+    Every weight is really zeroed and g really evaluated: for small layers, in float64. Where the score
+    belongs to the squared objective, the root of its g is compared. scores: default every one of `SCORES` at
+    its defaults. Relative to the score's own entry; where that is 0 the cost must be 0 too, or the deviation
+    is infinite.
     """
     import pandas as pd
 
@@ -70,21 +80,34 @@ def removal_identity(weight: Weight, inputs: LinearInputs, outputs: LinearOutput
                 cost[i, j] = objective(weight, without, X, Y, pair.squared) - before
         deviation = ((cost.sqrt() if pair.squared else cost) - target).abs()
         relative = torch.where(deviation > 0, deviation / target, 0)
-        rows.append({"method": name, "construction": construction, "absolute": float(deviation.max()), "relative": float(relative.max())})
+        rows.append(
+            {
+                "method": name,
+                "construction": construction,
+                "absolute": float(deviation.max()),
+                "relative": float(relative.max()),
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def mask_prediction(
-    weight: Weight, inputs: LinearInputs, outputs: LinearOutputs, sparsities: Sequence[float], scores: Scoring | None = None
+    weight: Weight,
+    inputs: LinearInputs,
+    outputs: LinearOutputs,
+    sparsities: Sequence[float],
+    scores: Scoring | None = None,
 ):
     """What g is once a whole mask is applied, beside what the costs of its single removals predict (pandas).
 
-    Each score prunes with its own mask (per output), and g is of its own pair (X, Y). By the triangle inequality g <= the sum of
-    the removal costs. The squared g is the sum of the squared costs exactly where X's columns and Y's rows are orthogonal (identity,
-    diagonals); elsewhere the products between removed weights of a row (of X) or a column (of Y) are what the sum leaves out.
+    Each score prunes with its own mask (per output), and g is of its own pair (X, Y). By the triangle
+    inequality g <= the sum of the removal costs. The squared g is the sum of the squared costs exactly where
+    X's columns and Y's rows are orthogonal (identity, diagonals); elsewhere the products between removed
+    weights of a row (of X) or a column (of Y) are what the sum leaves out.
 
-    A pair that differs from weight to weight, (factor[j] X, factor[j] Y), is one pair (X, Y) for the weight times factor: the
-    removal costs are the same, and g of the whole mask is defined by it. scores: default every one of `SCORES` at its defaults.
+    A pair that differs from weight to weight, (factor[j] X, factor[j] Y), is one pair (X, Y) for the weight
+    times factor: the removal costs are the same, and g of the whole mask is defined by it. scores: default
+    every one of `SCORES` at its defaults.
     """
     import pandas as pd
 
@@ -96,7 +119,10 @@ def mask_prediction(
         for sparsity in sparsities:
             mask = Unstructured(sparsity, "output")(ranking)
             pruned = scaled.masked_fill(~mask, 0)
-            sides = float(objective(scaled, pruned, pair.X, no_Y)), float(objective(scaled, pruned, no_X, pair.Y))
+            sides = (
+                float(objective(scaled, pruned, pair.X, no_Y)),
+                float(objective(scaled, pruned, no_X, pair.Y)),
+            )
             total, total_squared = (float(cost[~mask].sum()) for cost in costs)
             rows.append(
                 {
@@ -110,11 +136,21 @@ def mask_prediction(
                 }
             )
     frame = pd.DataFrame(rows)
-    return frame.assign(ratio=frame["g"] / frame["sum"], ratio_squared=frame["g_squared"] / frame["sum_squared"])
+    return frame.assign(
+        ratio=frame["g"] / frame["sum"], ratio_squared=frame["g_squared"] / frame["sum_squared"]
+    )
 
 
-def symwanda_agreement(weight: Weight, inputs: LinearInputs, outputs: LinearOutputs, scales: Sequence[float], pattern: Unstructured | NM):
-    """Jaccard overlap of SymWanda's mask with Wanda's and with Magnitude's while y is multiplied by each of `scales` (pandas)."""
+def symwanda_agreement(
+    weight: Weight,
+    inputs: LinearInputs,
+    outputs: LinearOutputs,
+    scales: Sequence[float],
+    pattern: Unstructured | NM,
+):
+    """Jaccard overlap of SymWanda's mask with Wanda's and with Magnitude's while y is multiplied by each of
+    `scales` (pandas).
+    """
     import pandas as pd
 
     stats = statistics_of(inputs, outputs)
@@ -126,12 +162,16 @@ def symwanda_agreement(weight: Weight, inputs: LinearInputs, outputs: LinearOutp
     return pd.DataFrame(rows)
 
 
-def sampling_reads(weights: Sequence[Weight], betas: Sequence[float], samplings: Sequence[str], seed: int = 0):
-    """What the norms of stochRIA read, as fractions of all entries and of all cache lines (64 bytes of float32), counted (pandas).
+def sampling_reads(
+    weights: Sequence[Weight], betas: Sequence[float], samplings: Sequence[str], seed: int = 0
+):
+    """What the norms of stochRIA read, as fractions of all entries and of all cache lines (64 bytes of
+    float32), counted (pandas).
 
-    The row sample and the column sample are two reads; exact norms (beta = 1) take both sums from one. An entry counts where the
-    gradient of the estimates with respect to it is not zero. What "weighted" reads for its pilot leaves no gradient: it is a
-    "shared" sample, and is added. A line counts once for each of the two, as if it stayed in the cache for its next entry.
+    The row sample and the column sample are two reads; exact norms (beta = 1) take both sums from one. An
+    entry counts where the gradient of the estimates with respect to it is not zero. What "weighted" reads for
+    its pilot leaves no gradient: it is a "shared" sample, and is added. A line counts once for each of the
+    two, as if it stayed in the cache for its next entry.
     """
     import pandas as pd
 
@@ -140,12 +180,24 @@ def sampling_reads(weights: Sequence[Weight], betas: Sequence[float], samplings:
         for beta in betas:
             counts = torch.zeros(2, dtype=torch.float64)
             for weight in weights:
-                filled = weight.detach().float().abs().clamp(min=1e-12)  # no entry is zero: each one read has a gradient
-                for kind in {"weighted": ("weighted", "shared")}.get(sampling, (sampling,)) if beta < 1 else (sampling,):
+                # no entry is zero: each one read has a gradient
+                filled = weight.detach().float().abs().clamp(min=1e-12)
+                for kind in (
+                    {"weighted": ("weighted", "shared")}.get(sampling, (sampling,))
+                    if beta < 1
+                    else (sampling,)
+                ):
                     counts += _count_reads(filled, beta, kind, seed)
             size = sum(weight.numel() for weight in weights)
             lines = sum(weight.shape[0] * -(-weight.shape[1] // _LINE) for weight in weights)
-            rows.append({"sampling": sampling, "beta": beta, "entries": float(counts[0]) / size, "lines": float(counts[1]) / lines})
+            rows.append(
+                {
+                    "sampling": sampling,
+                    "beta": beta,
+                    "entries": float(counts[0]) / size,
+                    "lines": float(counts[1]) / lines,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -159,17 +211,24 @@ def statistics_of(inputs: LinearInputs, outputs: LinearOutputs) -> LayerStats:
 def _count_reads(weight: Weight, beta: float, sampling: str, seed: int) -> Float[Tensor, "2"]:
     leaf = weight.clone().requires_grad_()
     with torch.enable_grad():
-        read = [torch.autograd.grad(norm.sum(), leaf, retain_graph=True)[0] != 0 for norm in sampled_norms(leaf, beta, sampling, seed)]
+        read = [
+            torch.autograd.grad(norm.sum(), leaf, retain_graph=True)[0] != 0
+            for norm in sampled_norms(leaf, beta, sampling, seed)
+        ]
     if all(sample_size(n, beta) == n for n in weight.shape):
         read = [read[0] | read[1]]
     total = torch.zeros(2, dtype=torch.float64)
     for entries in read:
         padded = torch.nn.functional.pad(entries, (0, -weight.shape[1] % _LINE))
-        total += torch.tensor([int(entries.sum()), int(padded.reshape(-1, _LINE).any(dim=1).sum())], dtype=torch.float64)
+        total += torch.tensor(
+            [int(entries.sum()), int(padded.reshape(-1, _LINE).any(dim=1).sum())], dtype=torch.float64
+        )
     return total
 
 
-def _pairs(weight: Weight, inputs: LinearInputs, outputs: LinearOutputs, scores: Scoring | None) -> Iterator[tuple[str, Any, str, Pair]]:
+def _pairs(
+    weight: Weight, inputs: LinearInputs, outputs: LinearOutputs, scores: Scoring | None
+) -> Iterator[tuple[str, Any, str, Pair]]:
     for name, score in ({name: cls() for name, cls in SCORES.items()} if scores is None else scores).items():
         for construction, build in PAIRS[_NAMES[type(score)]].items():
             yield name, score, construction, build(weight, inputs, outputs.t(), **asdict(score))

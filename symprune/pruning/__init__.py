@@ -1,7 +1,18 @@
-"""The loop over decoder layers, what it is calibrated on, and what it leaves: masks, statistics, pruned checkpoints."""
+"""The loop over decoder layers, what it is calibrated on, and what it leaves: masks, statistics, pruned
+checkpoints.
+"""
 
 from symprune.pruning.calibrate import accumulate, gather
 from symprune.pruning.mask_files import MaskFile, apply_masks, load_masks, save_masks
 from symprune.pruning.prune import PruneReport, prune
 
-__all__ = ["MaskFile", "PruneReport", "accumulate", "apply_masks", "gather", "load_masks", "prune", "save_masks"]
+__all__ = [
+    "MaskFile",
+    "PruneReport",
+    "accumulate",
+    "apply_masks",
+    "gather",
+    "load_masks",
+    "prune",
+    "save_masks",
+]

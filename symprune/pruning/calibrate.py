@@ -32,14 +32,24 @@ class _Stop(Exception):
 
 
 class LayerRunner:
-    """Carries the hidden states of all windows through a model, one decoder layer at a time, exactly as a plain forward would.
+    """Carries the hidden states of all windows through a model, one decoder layer at a time, exactly as a
+    plain forward would.
 
-    The arguments of every decoder layer (rotary embeddings, masks that may be None or differ per layer, positions) are caught
-    in a forward whose layers compute nothing, and given again: no family's signature is written down here.
+    The arguments of every decoder layer (rotary embeddings, masks that may be None or differ per layer,
+    positions) are caught in a forward whose layers compute nothing, and given again: no family's signature is
+    written down here.
     """
 
-    def __init__(self, model: nn.Module, windows: Windows, batch_size: int | str = 1, hidden: MutableSequence[Tensor] | None = None):
-        """batch_size: see `symprune.pruning.cost`. hidden: keeps the hidden states, batch by batch (None: in memory, on the model's device)."""
+    def __init__(
+        self,
+        model: nn.Module,
+        windows: Windows,
+        batch_size: int | str = 1,
+        hidden: MutableSequence[Tensor] | None = None,
+    ):
+        """batch_size: see `symprune.pruning.cost`. hidden: keeps the hidden states, batch by batch (None: in
+        memory, on the model's device).
+        """
         check_windows(model, windows, in_memory=hidden is None)
         self.layers = decoder_layers(model)
         self.linears = linears_by_layer(model)
@@ -54,7 +64,9 @@ class LayerRunner:
 
     @torch.no_grad()
     def run(self, index: int, keep: bool = True) -> None:
-        """Decoder layer `index` over all hidden states, which become its outputs unless told not to keep them."""
+        """Decoder layer `index` over all hidden states, which become its outputs unless told not to keep
+        them.
+        """
         for position, hidden in enumerate(self.hidden):
             call = self._calls[len(hidden)][index]
             out = self.layers[index](hidden, *call.args, **call.kwargs)
@@ -62,10 +74,14 @@ class LayerRunner:
                 self.hidden[position] = _hidden_states(out)
 
     def collect(self, index: int, uses: Collection[str], keep: bool = False) -> dict[str, LayerStats]:
-        """Statistics of the linears of decoder layer `index`, by full name, from one pass over all hidden states."""
+        """Statistics of the linears of decoder layer `index`, by full name, from one pass over all hidden
+        states.
+        """
         return finish(self.accumulate(index, uses, keep))
 
-    def accumulate(self, index: int, uses: Collection[str], keep: bool = False) -> dict[str, StatsAccumulator]:
+    def accumulate(
+        self, index: int, uses: Collection[str], keep: bool = False
+    ) -> dict[str, StatsAccumulator]:
         """The sums that `collect` makes statistics of."""
         with collecting(self.linears[index], uses) as accumulators:
             self.run(index, keep)
@@ -74,17 +90,19 @@ class LayerRunner:
 
 @contextlib.contextmanager
 def collecting(linears: dict[str, nn.Module], uses: Collection[str]) -> Iterator[dict[str, StatsAccumulator]]:
-    """Inside, every forward of the linears feeds an accumulator; linears that receive the same tensor share its moments.
+    """Inside, every forward of the linears feeds an accumulator; linears that receive the same tensor share
+    its moments.
 
-    uses: the fields of `LayerStats` wanted; outputs are gathered only for "output_norm", Gram matrices only for "gram".
-    Raises UserError, naming the linear, on NaN or inf.
+    uses: the fields of `LayerStats` wanted; outputs are gathered only for "output_norm", Gram matrices only
+    for "gram". Raises UserError, naming the linear, on NaN or inf.
     """
     handles = []
     if "gram" in uses:
         _require_gram_memory(linears)
     shapes = {name: weight_view(linear).shape for name, linear in linears.items()}
     accumulators = {
-        name: StatsAccumulator(d_in, d_out, linears[name].weight.device, gram="gram" in uses) for name, (d_out, d_in) in shapes.items()
+        name: StatsAccumulator(d_in, d_out, linears[name].weight.device, gram="gram" in uses)
+        for name, (d_out, d_in) in shapes.items()
     }
     shared = SharedInputs(accumulators)
 
@@ -114,10 +132,11 @@ def gather(
     batch_size: int | str = 1,
     progress: bool = False,
 ) -> dict[str, LayerStats]:
-    """Statistics of every prunable linear of the dense model, by full name: gathered once, they serve any number of recipes.
+    """Statistics of every prunable linear of the dense model, by full name: gathered once, they serve any
+    number of recipes.
 
-    output_side: what Y is, the linears' "activations" or the loss "gradients" with respect to them (one backward pass).
-    batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`).
+    output_side: what Y is, the linears' "activations" or the loss "gradients" with respect to them (one
+    backward pass). batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`).
     """
     statistics: dict[str, LayerStats] = {}
     for part in _by_layer(model, windows, uses, output_side, batch_size, progress):
@@ -142,9 +161,16 @@ def accumulate(
 
 
 def _by_layer(
-    model: nn.Module, windows: Windows, uses: Collection[str], output_side: str, batch_size: int | str, progress: bool
+    model: nn.Module,
+    windows: Windows,
+    uses: Collection[str],
+    output_side: str,
+    batch_size: int | str,
+    progress: bool,
 ) -> Iterator[dict[str, StatsAccumulator]]:
-    """The sums of the dense model's linears, decoder layer by decoder layer where one pass forward gives them."""
+    """The sums of the dense model's linears, decoder layer by decoder layer where one pass forward gives
+    them.
+    """
     if output_side not in OUTPUT_SIDES:
         raise UserError(f"output_side must be one of {', '.join(OUTPUT_SIDES)}, not {output_side!r}")
     if output_side == "gradients" and "output_norm" in uses:
@@ -154,7 +180,8 @@ def _by_layer(
     for index in track(range(len(runner.layers)), "calibrating", progress):
         sums = runner.accumulate(index, uses, keep=True)
         if index == 0 and "gram" in uses:
-            grams = {id(a.moments): a.moments.gram.nbytes // 2 for a in sums.values()}  # kept in half of float64's bytes
+            # kept in half of float64's bytes
+            grams = {id(a.moments): a.moments.gram.nbytes // 2 for a in sums.values()}
             _require_memory(
                 (len(runner.layers) - 1) * sum(grams.values()),
                 _entrance(model),
@@ -164,10 +191,14 @@ def _by_layer(
 
 
 @torch.no_grad()
-def linear_activations(model: nn.Module, windows: Windows, names: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the linears of these full names receive [tokens, d_in] and give [tokens, d_out] in the dense model, on the CPU.
+def linear_activations(
+    model: nn.Module, windows: Windows, names: Collection[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the linears of these full names receive [tokens, d_in] and give [tokens, d_out] in the dense
+    model, on the CPU.
 
-    Everything is kept, so for a few linears and windows. Raises UserError for a name that is no prunable linear's.
+    Everything is kept, so for a few linears and windows. Raises UserError for a name that is no prunable
+    linear's.
     """
     linears = named_linears(model)
     seen: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
@@ -196,32 +227,52 @@ def linear_activations(model: nn.Module, windows: Windows, names: Collection[str
 
 
 def check_windows(model: nn.Module, windows: Windows, in_memory: bool = True) -> None:
-    """Raise UserError if the windows are empty, longer than the model's positions, or would not fit into memory as hidden states."""
+    """Raise UserError if the windows are empty, longer than the model's positions, or would not fit into
+    memory as hidden states.
+    """
     n_windows, seq_len = windows.shape
     limit = max_seq_len(model)
     if n_windows == 0 or seq_len == 0:
         raise UserError("no windows to run the model on: n_calib, n_eval and seq_len must be at least 1")
     if limit is not None and seq_len > limit:
-        raise UserError(f"seq_len {seq_len} is above the {limit} positions of {type(model).__name__}: lower seq_len")
+        raise UserError(
+            f"seq_len {seq_len} is above the {limit} positions of {type(model).__name__}: lower seq_len"
+        )
     if in_memory and (device := _entrance(model)).type == "cpu":
         width = model.config.get_text_config(decoder=True).hidden_size
         needed = n_windows * seq_len * width * next(model.parameters()).element_size()
-        _require_memory(needed, device, f"the hidden states of {n_windows} windows of {seq_len} tokens", "lower n_calib or seq_len")
+        _require_memory(
+            needed,
+            device,
+            f"the hidden states of {n_windows} windows of {seq_len} tokens",
+            "lower n_calib or seq_len",
+        )
 
 
-def _require_memory(needed: int, device: torch.device, what: str, way_out: str = "use a refinement that needs no Gram matrix") -> None:
+def _require_memory(
+    needed: int, device: torch.device, what: str, way_out: str = "use a refinement that needs no Gram matrix"
+) -> None:
     free = free_memory(device)
     if needed > free:
-        raise UserError(f"{what} need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device.type}: {way_out}")
+        raise UserError(
+            f"{what} need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device.type}:"
+            f" {way_out}"
+        )
 
 
 def _require_gram_memory(linears: dict[str, nn.Module]) -> None:
-    """Raise UserError if the Gram matrices of these linears cannot fit: one for each width at least, and a product being added."""
+    """Raise UserError if the Gram matrices of these linears cannot fit: one for each width at least, and a
+    product being added.
+    """
     widths = {weight_view(linear).shape[1] for linear in linears.values()}
     needed = 8 * sum(d**2 for d in widths) + 4 * max(widths, default=0) ** 2
     first = next(iter(linears), None)
     if first is not None:
-        _require_memory(needed, linears[first].weight.device, f"the Gram matrices of one decoder layer ({first} and after)")
+        _require_memory(
+            needed,
+            linears[first].weight.device,
+            f"the Gram matrices of one decoder layer ({first} and after)",
+        )
 
 
 def _entrance(model: nn.Module) -> torch.device:
@@ -231,7 +282,9 @@ def _entrance(model: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def _enter(model: nn.Module, batch: Tensor, every_layer: bool) -> tuple[Tensor, list[Call]]:
-    """The hidden states that enter the first decoder layer, and each layer's call: the last layer's stub ends the forward."""
+    """The hidden states that enter the first decoder layer, and each layer's call: the last layer's stub ends
+    the forward.
+    """
     layers = decoder_layers(model)
     watched = layers if every_layer else layers[:1]
     calls: list[Call] = []
@@ -267,8 +320,12 @@ def _enter(model: nn.Module, batch: Tensor, every_layer: bool) -> tuple[Tensor, 
     return entering[0], calls
 
 
-def _accumulate_with_gradients(model: nn.Module, windows: Windows, uses: Collection[str], progress: bool) -> dict[str, StatsAccumulator]:
-    """Inputs from the forward and the loss gradient with respect to each linear's output from the backward, window by window."""
+def _accumulate_with_gradients(
+    model: nn.Module, windows: Windows, uses: Collection[str], progress: bool
+) -> dict[str, StatsAccumulator]:
+    """Inputs from the forward and the loss gradient with respect to each linear's output from the backward,
+    window by window.
+    """
     linears = named_linears(model)
     check_windows(model, windows)
     device = _entrance(model)
@@ -283,8 +340,11 @@ def _accumulate_with_gradients(model: nn.Module, windows: Windows, uses: Collect
             return observe
 
         try:
-            model.requires_grad_(False)  # only activations carry gradients: no memory for those of the weights
-            handles += [linear.register_forward_hook(hook(accumulators[name])) for name, linear in linears.items()]
+            # only activations carry gradients: no memory for those of the weights
+            model.requires_grad_(False)
+            handles += [
+                linear.register_forward_hook(hook(accumulators[name])) for name, linear in linears.items()
+            ]
             with torch.enable_grad():
                 for window in track(windows, "calibrating with gradients", progress):
                     ids = window[None].to(device)

@@ -1,4 +1,6 @@
-"""What pruning a model costs, from its config alone: bytes, floating-point operations, hidden states, and what batch fits."""
+"""What pruning a model costs, from its config alone: bytes, floating-point operations, hidden states, and
+what batch fits.
+"""
 
 import time
 from dataclasses import dataclass
@@ -15,12 +17,15 @@ GIB = 2**30
 AUTO = "auto"
 _TOKENS_ON_A_GPU = 16384  # of one forward pass: ours, by arithmetic
 _TOKENS_ELSEWHERE = 512  # ours: benchmarks/batch_size.py
-_SCORING = 24  # bytes per weight of the largest linear: float32 copies of weight and scores, a selection, masks
+# bytes per weight of the largest linear: float32 copies of weight and scores, a selection, masks
+_SCORING = 24
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model, counted on it without its weights (it may lie on the meta device); parameters are counted once where tied."""
+    """Sizes of a model, counted on it without its weights (it may lie on the meta device); parameters are
+    counted once where tied.
+    """
 
     n_layers: int
     hidden_size: int
@@ -57,9 +62,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens; itemsize: bytes of a weight.
+    """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens; itemsize:
+    bytes of a weight.
 
-    passes: over the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics.
+    passes: over the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no
+    statistics.
     """
 
     shape: Shape
@@ -88,7 +95,9 @@ class Cost:
 
     @property
     def activations(self) -> int:
-        """Inside one decoder layer, for one batch: what enters and leaves its linears, and as much again for what is computed between."""
+        """Inside one decoder layer, for one batch: what enters and leaves its linears, and as much again for
+        what is computed between.
+        """
         per_token = sum(d_out for d_out, _ in self.shape.widths) + 4 * self.shape.hidden_size
         return self.batch_size * self.seq_len * per_token * self.itemsize if self.passes else 0
 
@@ -96,16 +105,23 @@ class Cost:
     def inputs(self) -> list[int]:
         """The widths of the inputs of one decoder layer's linears, shared ones once.
 
-        Linears of the width of the hidden states are taken to have three inputs among them (attention, its output, mlp).
+        Linears of the width of the hidden states are taken to have three inputs among them (attention, its
+        output, mlp).
         """
         widths = [d_in for _, d_in in self.shape.widths]
-        count = {d: min(widths.count(d), 3) if d == self.shape.hidden_size else widths.count(d) for d in widths}
+        count = {
+            d: min(widths.count(d), 3) if d == self.shape.hidden_size else widths.count(d) for d in widths
+        }
         return [d for d, n in count.items() for _ in range(n)]
 
     @property
     def grams(self) -> int:
         """Gram matrices of one decoder layer, and a product being added."""
-        return 8 * sum(d**2 for d in self.inputs) + 12 * max(self.inputs) ** 2 if self.gram and self.passes else 0
+        return (
+            8 * sum(d**2 for d in self.inputs) + 12 * max(self.inputs) ** 2
+            if self.gram and self.passes
+            else 0
+        )
 
     @property
     def scoring(self) -> int:
@@ -124,8 +140,14 @@ class Cost:
         return self.weights + self.hidden + self.grams + max(self.activations, self.scoring)
 
     def streamed(self, spilled: bool) -> int:
-        """Peak with one decoder layer in memory, its largest tensor being read; spilled: hidden states on disk but for a batch."""
-        hidden = min(2 * self.hidden // max(-(-self.n_windows // self.batch_size), 1), self.hidden) if spilled else self.hidden
+        """Peak with one decoder layer in memory, its largest tensor being read; spilled: hidden states on
+        disk but for a batch.
+        """
+        hidden = (
+            min(2 * self.hidden // max(-(-self.n_windows // self.batch_size), 1), self.hidden)
+            if spilled
+            else self.hidden
+        )
         reading = max(d_out * d_in for d_out, d_in in self.shape.widths) * self.itemsize
         entering = (self.shape.entrance * self.itemsize if self.passes else 0) + self.layer
         pruning = self.layer + self.grams + max(self.activations, self.scoring, reading) + self.masks
@@ -133,7 +155,9 @@ class Cost:
 
     @property
     def operations(self) -> float:
-        """Multiplications and additions of the passes: two per weight and token, and attention's two products over half the window."""
+        """Multiplications and additions of the passes: two per weight and token, and attention's two products
+        over half the window.
+        """
         tokens = self.n_windows * self.seq_len
         gram = sum(2 * d**2 for d in self.inputs) * self.shape.n_layers if self.gram else 0
         attention = 2 * self.seq_len * self.shape.hidden_size * self.shape.n_layers
@@ -149,13 +173,14 @@ def batch_size_of(
     room: int | None = None,
     logits: bool = False,
 ) -> int:
-    """The windows of a batch: as many as asked, or for "auto" as many as keep the device busy and fit into its memory.
+    """The windows of a batch: as many as asked, or for "auto" as many as keep the device busy and fit into
+    its memory.
 
-    "auto": the largest power of two of windows [n, seq_len] that hold at most the tokens that are worth a pass of their own, and whose
-    activations (with `logits` those of the head too) take at most half of `room`; at least 1. device: None for where the model's
-    embedding is. room: bytes; None for what the weights leave of all the device's memory, whatever other programs hold of it, so that
-    the same machine chooses the same again.
-    Raises UserError for anything else than a whole number of at least 1 or "auto".
+    "auto": the largest power of two of windows [n, seq_len] that hold at most the tokens that are worth a
+    pass of their own, and whose activations (with `logits` those of the head too) take at most half of
+    `room`; at least 1. device: None for where the model's embedding is. room: bytes; None for what the
+    weights leave of all the device's memory, whatever other programs hold of it, so that the same machine
+    chooses the same again. Raises UserError for anything else than a whole number of at least 1 or "auto".
     """
     if asked != AUTO:
         if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
@@ -174,7 +199,9 @@ def batch_size_of(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a streamed run is going to take: bytes of memory (and, of those, what the process holds already), of disk, seconds."""
+    """What a streamed run is going to take: bytes of memory (and, of those, what the process holds already),
+    of disk, seconds.
+    """
 
     cost: Cost
     spill: bool
@@ -186,8 +213,9 @@ class Plan:
     def __str__(self) -> str:
         where = "on disk" if self.spill else "in memory"
         return (
-            f"predicted: {self.memory / GIB:.2f} GiB of memory ({self.base / GIB:.2f} of them already held), "
-            f"{self.disk / GIB:.2f} GiB of disk, about {self.seconds:.0f} s; hidden states ({self.cost.hidden / GIB:.2f} GiB) {where}"
+            f"predicted: {self.memory / GIB:.2f} GiB of memory ({self.base / GIB:.2f} of them already held),"
+            f" {self.disk / GIB:.2f} GiB of disk, about {self.seconds:.0f} s; hidden states"
+            f" ({self.cost.hidden / GIB:.2f} GiB) {where}"
         )
 
 
@@ -209,7 +237,11 @@ def plan(cost: Cost, budget: int | None, dtype: torch.dtype = torch.float32, dev
         )
     disk = cost.weights + cost.masks + (cost.hidden if spill else 0)
     copying = 2 * cost.weights + (2 * cost.shape.n_layers * cost.passes * cost.hidden if spill else 0)
-    seconds = cost.operations / _operations_per_second(dtype, device) + copying / 1e9 + cost.shape.linears * 40 / 4e9
+    seconds = (
+        cost.operations / _operations_per_second(dtype, device)
+        + copying / 1e9
+        + cost.shape.linears * 40 / 4e9
+    )
     return Plan(cost, spill, base, memory, disk, seconds)
 
 

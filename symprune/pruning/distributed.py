@@ -1,4 +1,6 @@
-"""Calibration over the ranks of torch.distributed: each runs the model on its share of the windows, all end with the same sums."""
+"""Calibration over the ranks of torch.distributed: each runs the model on its share of the windows, all end
+with the same sums.
+"""
 
 from collections.abc import Collection, Mapping
 
@@ -12,11 +14,14 @@ from symprune.methods.stats import LayerStats, Moments, StatsAccumulator, Sum, f
 from symprune.pruning.calibrate import accumulate
 
 
-def gather(model: torch.nn.Module, windows: Windows, uses: Collection[str] = ("input_norm",), **options) -> dict[str, LayerStats]:
+def gather(
+    model: torch.nn.Module, windows: Windows, uses: Collection[str] = ("input_norm",), **options
+) -> dict[str, LayerStats]:
     """`symprune.pruning.calibrate.gather` over the ranks of the default process group, with the same options.
 
-    Every rank is given all windows and the same model, and returns the same statistics: those of one process to the bit, as
-    `symprune.pruning.stats_files.merge` says. Raises UserError unless there are as many windows as ranks.
+    Every rank is given all windows and the same model, and returns the same statistics: those of one process
+    to the bit, as `symprune.pruning.stats_files.merge` says. Raises UserError unless there are as many
+    windows as ranks.
     """
     rank, n_ranks = dist.get_rank(), dist.get_world_size()
     if len(windows) < n_ranks:
@@ -27,14 +32,17 @@ def gather(model: torch.nn.Module, windows: Windows, uses: Collection[str] = ("i
 def all_reduce(sums: Mapping[str, StatsAccumulator]) -> dict[str, StatsAccumulator]:
     """The sums over what all ranks have seen, on every rank; linears that share moments go on sharing them.
 
-    Sums are gathered and added with their rounding errors, in the order of the ranks; Gram matrices are reduced in float64.
+    Sums are gathered and added with their rounding errors, in the order of the ranks; Gram matrices are
+    reduced in float64.
     """
     reduced: dict[int, Moments] = {}
     result = {}
     for name, held in sums.items():
         m = held.moments
         if id(m) not in reduced:
-            counts = _over_ranks(torch.tensor([m.n_tokens, m.n_samples], dtype=torch.float64, device=m.total.device)).sum(dim=0)
+            counts = _over_ranks(
+                torch.tensor([m.n_tokens, m.n_samples], dtype=torch.float64, device=m.total.device)
+            ).sum(dim=0)
             if m.gram is not None:
                 dist.all_reduce(m.gram)
             reduced[id(m)] = Moments(*map(int, counts.tolist()), _added(m.sums), m.gram)

@@ -30,9 +30,11 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class MaskFile:
-    """masks: by the linear's full name, True = kept; weights: a hash of the weights each mask keeps; record: how they were made.
+    """masks: by the linear's full name, True = kept; weights: a hash of the weights each mask keeps; record:
+    how they were made.
 
-    The weights' hash is the same before and after the masks are applied, and in every dtype that holds them exactly.
+    The weights' hash is the same before and after the masks are applied, and in every dtype that holds them
+    exactly.
     """
 
     masks: dict[str, Mask]
@@ -42,7 +44,9 @@ class MaskFile:
     @property
     def sparsity(self) -> float:
         """The fraction of all weights that the masks remove."""
-        return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / sum(mask.numel() for mask in self.masks.values())
+        return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / sum(
+            mask.numel() for mask in self.masks.values()
+        )
 
     @property
     def pattern(self) -> Unstructured | NM | None:
@@ -52,8 +56,11 @@ class MaskFile:
 
 
 @torch.no_grad()
-def save_masks(file: Path | str, masks: Mapping[str, Mask], model: nn.Module, record: Record | None = None) -> None:
-    """Write the masks of `model`, pruned or not yet, at one bit per weight; the file appears whole or not at all.
+def save_masks(
+    file: Path | str, masks: Mapping[str, Mask], model: nn.Module, record: Record | None = None
+) -> None:
+    """Write the masks of `model`, pruned or not yet, at one bit per weight; the file appears whole or not at
+    all.
 
     Raises UserError if a mask is not of this model, or if there is none.
     """
@@ -64,7 +71,9 @@ def save_masks(file: Path | str, masks: Mapping[str, Mask], model: nn.Module, re
 
 
 class PackedMasks:
-    """The masks of a model at one bit per weight, added while each linear's weights are at hand and saved together."""
+    """The masks of a model at one bit per weight, added while each linear's weights are at hand and saved
+    together.
+    """
 
     def __init__(self):
         self._bits: dict[str, Tensor] = {}
@@ -73,22 +82,37 @@ class PackedMasks:
 
     def add(self, name: str, weight: Weight, mask: Mask) -> None:
         """The mask of one linear by its full name, with its weight, pruned or not yet."""
-        self._bits[name], self._widths[name], self._hashes[name] = _pack(mask), mask.shape[1], kept_hash(weight, mask)
+        self._bits[name], self._widths[name], self._hashes[name] = (
+            _pack(mask),
+            mask.shape[1],
+            kept_hash(weight, mask),
+        )
 
     def save(self, file: Path | str, record: Record | None = None) -> None:
         """Write what was added, as `save_masks` does."""
-        _write(Path(file), self._bits, self._widths, {"weights": self._hashes, "record": record.to_dict() if record else None})
+        _write(
+            Path(file),
+            self._bits,
+            self._widths,
+            {"weights": self._hashes, "record": record.to_dict() if record else None},
+        )
 
 
 def load_masks(file: Path | str) -> MaskFile:
-    """The masks in a file, or in the folder of a pruned model; raises UserError if it is damaged or no mask file."""
+    """The masks in a file, or in the folder of a pruned model; raises UserError if it is damaged or no mask
+    file.
+    """
     file = Path(file)
     file = file / MASKS if file.is_dir() else file
     masks, about = read_packed(file)
     try:
-        if about["weights"].keys() != masks.keys() or not all(isinstance(value, str) for value in about["weights"].values()):
+        if about["weights"].keys() != masks.keys() or not all(
+            isinstance(value, str) for value in about["weights"].values()
+        ):
             raise ValueError("it lacks the hashes of the weights")
-        found = MaskFile(masks, about["weights"], Record.from_dict(about["record"]) if about["record"] else None)
+        found = MaskFile(
+            masks, about["weights"], Record.from_dict(about["record"]) if about["record"] else None
+        )
         _ = found.pattern  # a recipe that cannot be read is found here
         return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -97,17 +121,21 @@ def load_masks(file: Path | str) -> MaskFile:
 
 @torch.no_grad()
 def apply_masks(model: nn.Module, found: MaskFile, other_weights: bool = False) -> list[str]:
-    """Set the weights that the masks remove to zero, in place; returns the linears whose kept weights are not those of the pruned model.
+    """Set the weights that the masks remove to zero, in place; returns the linears whose kept weights are not
+    those of the pruned model.
 
-    Nothing is changed and UserError is raised if the linears are not the model's, or, unless other_weights (a model fine-tuned
-    or merged with an adapter since), if any kept weight differs.
+    Nothing is changed and UserError is raised if the linears are not the model's, or, unless other_weights (a
+    model fine-tuned or merged with an adapter since), if any kept weight differs.
     """
     weights = _weights(model, found.masks)
-    differing = [name for name, mask in found.masks.items() if kept_hash(weights[name], mask) != found.weights[name]]
+    differing = [
+        name for name, mask in found.masks.items() if kept_hash(weights[name], mask) != found.weights[name]
+    ]
     if differing and not other_weights:
         raise UserError(
-            f"the weights of {len(differing)} of {len(weights)} linears are not those that were pruned, {differing[0]} first: "
-            "give the model that the masks were made for, or ask for other weights (--other-weights) to mask a fine-tuned or merged one"
+            f"the weights of {len(differing)} of {len(weights)} linears are not those that were pruned,"
+            f" {differing[0]} first: give the model that the masks were made for, or ask for other weights"
+            " (--other-weights) to mask a fine-tuned or merged one"
         )
     for name, mask in found.masks.items():
         zero_removed(weights[name], mask.to(weights[name].device))
@@ -116,10 +144,12 @@ def apply_masks(model: nn.Module, found: MaskFile, other_weights: bool = False) 
 
 @torch.no_grad()
 def verify_masks(found: MaskFile, model: nn.Module | None = None, applied: bool = True) -> dict[str, Any]:
-    """Counts of the masks checked group by group against the pattern on record, and a model's weights against the masks.
+    """Counts of the masks checked group by group against the pattern on record, and a model's weights against
+    the masks.
 
     applied: the model is pruned, so what the masks remove must be zero.
-    Returns {linears, weights, sparsity, pattern, checked}. Raises UserError that names the first linear where something does not hold.
+    Returns {linears, weights, sparsity, pattern, checked}. Raises UserError that names the first linear where
+    something does not hold.
     """
     pattern = found.pattern
     checked = []
@@ -134,7 +164,11 @@ def verify_masks(found: MaskFile, model: nn.Module | None = None, applied: bool 
                 raise UserError(f"the weights that the mask of {name} keeps are not those that were pruned")
             if applied and weight[~mask].any():
                 raise UserError(f"{name} holds weights that its mask removes: apply the masks first")
-        checked += ["hashes of the kept weights", "zeros of the removed weights"] if applied else ["hashes of the kept weights"]
+        checked += (
+            ["hashes of the kept weights", "zeros of the removed weights"]
+            if applied
+            else ["hashes of the kept weights"]
+        )
     return {
         "linears": len(found.masks),
         "weights": sum(mask.numel() for mask in found.masks.values()),
@@ -147,16 +181,22 @@ def verify_masks(found: MaskFile, model: nn.Module | None = None, applied: bool 
 def diff_masks(a: MaskFile, b: MaskFile) -> dict[str, Any]:
     """How two mask files over the same linears agree: {jaccard, equal, linears: {name: {jaccard, equal}}}.
 
-    jaccard: overlap of the kept weights; equal: fraction of weights on which both decide alike. Raises UserError for other linears.
+    jaccard: overlap of the kept weights; equal: fraction of weights on which both decide alike. Raises
+    UserError for other linears.
     """
-    _require_same({n: m.shape for n, m in a.masks.items()}, {n: m.shape for n, m in b.masks.items()}, "the second masks")
+    _require_same(
+        {n: m.shape for n, m in a.masks.items()}, {n: m.shape for n, m in b.masks.items()}, "the second masks"
+    )
     both = sum(int((a.masks[n] & b.masks[n]).sum()) for n in a.masks)
     either = sum(int((a.masks[n] | b.masks[n]).sum()) for n in a.masks)
     alike = {n: int((a.masks[n] == b.masks[n]).sum()) for n in a.masks}
     return {
         "jaccard": both / either if either else 1.0,
         "equal": sum(alike.values()) / sum(mask.numel() for mask in a.masks.values()),
-        "linears": {n: {"jaccard": jaccard(a.masks[n], b.masks[n]), "equal": alike[n] / a.masks[n].numel()} for n in a.masks},
+        "linears": {
+            n: {"jaccard": jaccard(a.masks[n], b.masks[n]), "equal": alike[n] / a.masks[n].numel()}
+            for n in a.masks
+        },
     }
 
 
@@ -167,8 +207,15 @@ def kept_hash(weight: Weight, mask: Mask) -> str:
 
 
 def write_packed(file: Path, masks: Mapping[str, Mask], about: dict) -> None:
-    """Write masks at one bit per weight, rows padded to whole bytes, with plain data about them and a checksum of it all."""
-    _write(file, {name: _pack(mask) for name, mask in masks.items()}, {name: mask.shape[1] for name, mask in masks.items()}, about)
+    """Write masks at one bit per weight, rows padded to whole bytes, with plain data about them and a
+    checksum of it all.
+    """
+    _write(
+        file,
+        {name: _pack(mask) for name, mask in masks.items()},
+        {name: mask.shape[1] for name, mask in masks.items()},
+        about,
+    )
 
 
 def _write(file: Path, packed: dict[str, Tensor], widths: dict[str, int], about: dict) -> None:
@@ -180,7 +227,9 @@ def _write(file: Path, packed: dict[str, Tensor], widths: dict[str, int], about:
 
 
 def read_packed(file: Path) -> tuple[dict[str, Mask], dict]:
-    """The masks and the plain data of `write_packed`, in the order of the data; raises UserError for anything else."""
+    """The masks and the plain data of `write_packed`, in the order of the data; raises UserError for anything
+    else.
+    """
     try:
         with safetensors.safe_open(file, "pt") as stored:
             header = json.loads((stored.metadata() or {})[_HEADER])
@@ -195,12 +244,23 @@ def read_packed(file: Path) -> tuple[dict[str, Mask], dict]:
         masks = {name: _unpack(bits, widths[name]) for name, bits in packed.items()}
         return masks, {name: value for name, value in header.items() if name not in ("version", "widths")}
     except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist: give a mask file, or the folder of a pruned model") from error
+        raise UserError(
+            f"{file} does not exist: give a mask file, or the folder of a pruned model"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        safetensors.SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         reason = "" if isinstance(error, KeyError) else f" ({error})"
-        raise UserError(f"{file} is damaged, or no mask file{reason}: write it again with `symprune prune`") from error
+        raise UserError(
+            f"{file} is damaged, or no mask file{reason}: write it again with `symprune prune`"
+        ) from error
 
 
 def _pack(mask: Mask) -> Tensor:
@@ -208,7 +268,13 @@ def _pack(mask: Mask) -> Tensor:
 
 
 def _unpack(bits: Tensor, width: int) -> Mask:
-    if bits.dtype != torch.uint8 or bits.dim() != 2 or type(width) is not int or width < 1 or bits.shape[1] != math.ceil(width / 8):
+    if (
+        bits.dtype != torch.uint8
+        or bits.dim() != 2
+        or type(width) is not int
+        or width < 1
+        or bits.shape[1] != math.ceil(width / 8)
+    ):
         raise ValueError("a mask's size is not what its width says")
     return torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=width).view(np.bool_))
 
@@ -222,7 +288,9 @@ def _checksum(header: dict, packed: Mapping[str, Tensor]) -> str:
 
 def _weights(model: nn.Module, masks: Mapping[str, Mask]) -> dict[str, Weight]:
     weights = {name: weight_view(linear) for name, linear in named_linears(model).items()}
-    _require_same({n: w.shape for n, w in weights.items()}, {n: m.shape for n, m in masks.items()}, "the masks")
+    _require_same(
+        {n: w.shape for n, w in weights.items()}, {n: m.shape for n, m in masks.items()}, "the masks"
+    )
     return weights
 
 

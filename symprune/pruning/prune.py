@@ -37,18 +37,25 @@ class PruneReport:
     @property
     def sparsity(self) -> float:
         """The fraction of all prunable weights that the masks remove."""
-        return 1 - sum(linear.kept for linear in self.linears) / sum(linear.d_out * linear.d_in for linear in self.linears)
+        return 1 - sum(linear.kept for linear in self.linears) / sum(
+            linear.d_out * linear.d_in for linear in self.linears
+        )
 
     @property
     def unreached(self) -> list[str]:
-        """Linears that no calibration token reached (experts never chosen): scored as if all their inputs were equal, not refined."""
+        """Linears that no calibration token reached (experts never chosen): scored as if all their inputs
+        were equal, not refined.
+        """
         return [linear.name for linear in self.linears if linear.n_tokens == 0]
 
     def frame(self):
         """One row per linear (pandas)."""
         import pandas as pd
 
-        rows = [{"linear": x.name, "d_out": x.d_out, "d_in": x.d_in, "kept": x.kept, "sparsity": x.sparsity} for x in self.linears]
+        rows = [
+            {"linear": x.name, "d_out": x.d_out, "d_in": x.d_in, "kept": x.kept, "sparsity": x.sparsity}
+            for x in self.linears
+        ]
         refined = pd.DataFrame([linear.refined or {} for linear in self.linears])
         return pd.concat([pd.DataFrame(rows), refined], axis=1).set_index("linear")
 
@@ -69,13 +76,19 @@ class PruneReport:
 
     def __repr__(self) -> str:
         unreached = f"; {len(self.unreached)} of them saw no calibration token" if self.unreached else ""
-        return f"{self.recipe.label}: {self.sparsity:.2%} of the weights of {len(self.linears)} linears removed{unreached}"
+        return (
+            f"{self.recipe.label}: {self.sparsity:.2%} of the weights of {len(self.linears)} linears"
+            f" removed{unreached}"
+        )
 
     def _repr_html_(self) -> str:
         kinds = self.frame().groupby(lambda name: name.rsplit(".", 1)[-1], sort=False)
-        summary = kinds.agg(linears=("kept", "size"), kept=("kept", "sum"), sparsity=("sparsity", "mean")).rename_axis("kind")
-        return f"<p><b>{self.recipe.label}</b>: {self.sparsity:.2%} of the weights removed, propagate = {self.propagate}</p>" + (
-            summary.to_html(float_format="{:.4f}".format)
+        summary = kinds.agg(
+            linears=("kept", "size"), kept=("kept", "sum"), sparsity=("sparsity", "mean")
+        ).rename_axis("kind")
+        return (
+            f"<p><b>{self.recipe.label}</b>: {self.sparsity:.2%} of the weights removed, propagate ="
+            f" {self.propagate}</p>" + (summary.to_html(float_format="{:.4f}".format))
         )
 
 
@@ -95,16 +108,16 @@ def prune(
 ) -> PruneReport:
     """Prune every linear inside the decoder layers of `model` in place, by `recipe`.
 
-    calibration: windows of tokens [n, seq_len], or for propagate="dense" the statistics of `gather`, or None for a recipe
-    that uses no statistics. propagate: "pruned" runs each pruned layer again, so the next one is calibrated on what it will
-    receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense model. batch_size: windows per forward pass, or
-    "auto" (see `symprune.pruning.cost`). work: a folder that records each finished decoder layer; after a kill the same call on the dense
-    model continues there and ends with the same masks.
-    visit: yields the linears of one decoder layer after the other, each with its weights in memory while it is worked on (see
-    `symprune.pruning.stream`, which also gives a runner in place of windows); None: they all are. masked: is told the name, the pruned
-    weight and the mask of each linear.
-    Raises UserError, before anything is changed, for a width the pattern cannot take, a broken weight, missing statistics, or
-    a work folder of another run.
+    calibration: windows of tokens [n, seq_len], or for propagate="dense" the statistics of `gather`, or None
+    for a recipe that uses no statistics. propagate: "pruned" runs each pruned layer again, so the next one is
+    calibrated on what it will receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense
+    model. batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`). work: a folder that
+    records each finished decoder layer; after a kill the same call on the dense model continues there and
+    ends with the same masks. visit: yields the linears of one decoder layer after the other, each with its
+    weights in memory while it is worked on (see `symprune.pruning.stream`, which also gives a runner in place
+    of windows); None: they all are. masked: is told the name, the pruned weight and the mask of each linear.
+    Raises UserError, before anything is changed, for a width the pattern cannot take, a broken weight,
+    missing statistics, or a work folder of another run.
     """
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
@@ -116,19 +129,32 @@ def prune(
     given = calibration if recipe.uses and isinstance(calibration, Mapping) else None
     if given is not None:
         if propagate != "dense":
-            raise UserError("statistics of the dense model are for propagate='dense'; give the calibration windows for 'pruned'")
+            raise UserError(
+                "statistics of the dense model are for propagate='dense'; give the calibration windows for"
+                " 'pruned'"
+            )
         if lacking := [name for linears in layers for name in linears if name not in given]:
             raise UserError(f"no statistics of {lacking[0]}: they were gathered on another model")
         if work is not None:
-            raise UserError("a work folder records what was calibrated on windows: give them instead of statistics")
+            raise UserError(
+                "a work folder records what was calibrated on windows: give them instead of statistics"
+            )
     windows = None if given is not None or not recipe.uses else _require_windows(calibration, recipe)
     if isinstance(windows, torch.Tensor):
         batch_size = batch_size_of(batch_size, model, windows)
-    journal = contextlib.nullcontext() if work is None else Journal(Path(work), _asked(model, windows, recipe, propagate, batch_size))
+    journal = (
+        contextlib.nullcontext()
+        if work is None
+        else Journal(Path(work), _asked(model, windows, recipe, propagate, batch_size))
+    )
     done: list[PrunedLinear] = []
     masks: dict[str, Mask] = {}
     with journal as finished:
-        runner = windows if windows is None or isinstance(windows, LayerRunner) else LayerRunner(model, windows, batch_size)
+        runner = (
+            windows
+            if windows is None or isinstance(windows, LayerRunner)
+            else LayerRunner(model, windows, batch_size)
+        )
         for index, linears in enumerate((visit or iter)(track(layers, "pruning", progress))):
             found = finished.read(index) if finished else None
             if found is None:
@@ -137,8 +163,13 @@ def prune(
                 else:
                     stats = dict.fromkeys(linears) if given is None else beside_weights(given, linears)
                 clock.lap("calibrate")
-                made = {name: _mask_linear(name, linear, stats[name], recipe) for name, linear in linears.items()}
-                found = {name: mask for name, (mask, _) in made.items()}, [linear for _, linear in made.values()]
+                made = {
+                    name: _mask_linear(name, linear, stats[name], recipe) for name, linear in linears.items()
+                }
+                found = (
+                    {name: mask for name, (mask, _) in made.items()},
+                    [linear for _, linear in made.values()],
+                )
                 if finished:
                     finished.write(index, *found)
             elif runner and propagate == "dense":
@@ -156,20 +187,29 @@ def prune(
     return PruneReport(recipe, propagate, done, clock.seconds, masks)
 
 
-def beside_weights(statistics: Mapping[str, LayerStats], linears: Mapping[str, nn.Module]) -> dict[str, LayerStats]:
+def beside_weights(
+    statistics: Mapping[str, LayerStats], linears: Mapping[str, nn.Module]
+) -> dict[str, LayerStats]:
     """The statistics of these linears, each on the device of its weight."""
     return {name: statistics[name].to(linear.weight.device) for name, linear in linears.items()}
 
 
 def score_linear(score: Callable[..., Scores], weight: Weight, stats: LayerStats | None) -> Scores:
-    """The scores of one linear; if no token reached it (an expert never chosen), as if all its inputs were equal."""
+    """The scores of one linear; if no token reached it (an expert never chosen), as if all its inputs were
+    equal.
+    """
     if _unreached(stats):  # zero norms would leave only ties
-        equal = {"input_norm": torch.ones_like(stats.input_norm), "output_norm": stats.input_norm.new_ones(len(weight))}
+        equal = {
+            "input_norm": torch.ones_like(stats.input_norm),
+            "output_norm": stats.input_norm.new_ones(len(weight)),
+        }
         stats = replace(stats, **equal)
     return score(weight, stats)
 
 
-def make_mask(name: str, weight: Weight, scores: Scores, stats: LayerStats | None, recipe: Recipe) -> tuple[Mask, dict[str, float] | None]:
+def make_mask(
+    name: str, weight: Weight, scores: Scores, stats: LayerStats | None, recipe: Recipe
+) -> tuple[Mask, dict[str, float] | None]:
     """The mask of one linear from its scores, and what its refinement did.
 
     It is refined if the recipe refines linears of its kind, and if a token reached it.
@@ -181,10 +221,18 @@ def make_mask(name: str, weight: Weight, scores: Scores, stats: LayerStats | Non
     return refinement.mask, refinement.summary()
 
 
-def _mask_linear(name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe) -> tuple[Mask, PrunedLinear]:
+def _mask_linear(
+    name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe
+) -> tuple[Mask, PrunedLinear]:
     weight = weight_view(linear)
     mask, refined = make_mask(name, weight, score_linear(recipe.score, weight, stats), stats, recipe)
-    return mask, PrunedLinear(name, *weight.shape, kept=int(mask.count_nonzero()), refined=refined, n_tokens=stats and stats.n_tokens)
+    return mask, PrunedLinear(
+        name,
+        *weight.shape,
+        kept=int(mask.count_nonzero()),
+        refined=refined,
+        n_tokens=stats and stats.n_tokens,
+    )
 
 
 def _unreached(stats: LayerStats | None) -> bool:
@@ -204,12 +252,17 @@ def check_weights(linears: Mapping[str, nn.Module]) -> None:
     """Raise UserError, naming the linear, for a weight that is not in memory, or not finite."""
     for name, linear in linears.items():
         if linear.weight.is_meta:
-            raise UserError(f"{name} is on the meta device, where a change would be lost: load the model into memory first")
+            raise UserError(
+                f"{name} is on the meta device, where a change would be lost: load the model into memory"
+                " first"
+            )
         if not all(map(math.isfinite, torch.aminmax(linear.weight.detach()))):  # one pass: NaN is passed on
             raise UserError(f"NaN or inf in the weight of {name}: the checkpoint is broken")
 
 
-def _asked(model: nn.Module, windows: Windows | None, recipe: Recipe, propagate: str, batch_size: int | str) -> dict[str, str]:
+def _asked(
+    model: nn.Module, windows: Windows | None, recipe: Recipe, propagate: str, batch_size: int | str
+) -> dict[str, str]:
     """What masks depend on to the last bit."""
     parameter = next(model.parameters())
     asked = {
@@ -221,7 +274,11 @@ def _asked(model: nn.Module, windows: Windows | None, recipe: Recipe, propagate:
     }
     if windows is None:
         return asked
-    return asked | {"calibration windows": hash_tensors({"": windows}), "propagate": propagate, "batch size": str(batch_size)}
+    return asked | {
+        "calibration windows": hash_tensors({"": windows}),
+        "propagate": propagate,
+        "batch size": str(batch_size),
+    }
 
 
 def _require_windows(calibration: Windows | LayerRunner | None, recipe: Recipe) -> Windows | LayerRunner:

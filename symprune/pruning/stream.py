@@ -1,4 +1,6 @@
-"""Prune a checkpoint larger than memory: one decoder layer's weights at a time, from safetensors files into safetensors files."""
+"""Prune a checkpoint larger than memory: one decoder layer's weights at a time, from safetensors files into
+safetensors files.
+"""
 
 import contextlib
 import ctypes
@@ -46,12 +48,14 @@ def prune_checkpoint(
     finishing: Callable[[Path, PruneReport], None] = lambda folder, report: None,
     progress: bool = False,
 ) -> PruneReport:
-    """Prune the model called `name` into the folder `out`, to the same bits as `symprune.pruning.prune` in memory, layer by layer.
+    """Prune the model called `name` into the folder `out`, to the same bits as `symprune.pruning.prune` in
+    memory, layer by layer.
 
-    memory: bytes that the process may take; hidden states go to disk, beside `out`, if they do not fit. masks: takes the masks.
-    planned: is told the predicted memory, disk and time before anything starts. finishing: may add files to the folder, which
-    appears whole or not at all. device: on a GPU the layers arrive one by one. Raises UserError as `prune` does, for a checkpoint
-    whose tensors are not named as the model's, too little memory or too little disk.
+    memory: bytes that the process may take; hidden states go to disk, beside `out`, if they do not fit.
+    masks: takes the masks. planned: is told the predicted memory, disk and time before anything starts.
+    finishing: may add files to the folder, which appears whole or not at all. device: on a GPU the layers
+    arrive one by one. Raises UserError as `prune` does, for a checkpoint whose tensors are not named as the
+    model's, too little memory or too little disk.
     """
     out, folder = Path(out), locate(name)
     if device == ALL_GPUS:
@@ -80,7 +84,9 @@ def prune_checkpoint(
                 given = LayerRunner(model, windows, batch_size, OnDisk(spilled) if how.spill else None)
         writer = Writer(path)
         visit = checkpoint.visiting(writer)
-        report = prune(model, given, recipe, propagate, visit=visit, masked=masks and masks.add, progress=progress)
+        report = prune(
+            model, given, recipe, propagate, visit=visit, masked=masks and masks.add, progress=progress
+        )
         checkpoint.copy_outside(writer, at_most=cost.layer)
         writer.finish(model, folder)
         finishing(path, report)
@@ -88,7 +94,9 @@ def prune_checkpoint(
 
 
 def skeleton(folder: Path, dtype: str = "float32") -> nn.Module:
-    """The model of a folder with every parameter on the meta device, and with the buffers that no checkpoint holds."""
+    """The model of a folder with every parameter on the meta device, and with the buffers that no checkpoint
+    holds.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if dtype not in DTYPES:
@@ -105,7 +113,10 @@ def skeleton(folder: Path, dtype: str = "float32") -> nn.Module:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"cannot build a causal language model from {folder / 'config.json'}: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"cannot build a causal language model from {folder / 'config.json'}:"
+            f" {str(error).splitlines()[0]}"
+        ) from error
     finally:
         handle.remove()
 
@@ -122,23 +133,39 @@ class Checkpoint:
         state = model.state_dict()
         tied = _tied(model)
         self._key_of = {name: key for name in state if (key := self._find(name)) is not None}
-        head = next((name for name, p in model.named_parameters() if p is getattr(model.get_output_embeddings(), "weight", None)), None)
+        head = next(
+            (
+                name
+                for name, p in model.named_parameters()
+                if p is getattr(model.get_output_embeddings(), "weight", None)
+            ),
+            None,
+        )
         if head is not None and head not in self._key_of:  # some families call it otherwise in their files
             unclaimed = self._file_of.keys() - self._key_of.values()
             for key in unclaimed:
                 if self._shape(key) == tuple(state[head].shape):
                     self._key_of[head] = key
         if absent := [name for name in state if name not in self._key_of and name not in tied]:
-            raise UserError(f"{folder} holds no tensor named {absent[0]}: it is incomplete, or of a family that only loads whole")
+            raise UserError(
+                f"{folder} holds no tensor named {absent[0]}: it is incomplete, or of a family that only"
+                " loads whole"
+            )
         inside = tuple(self._prefix)
         self._outside = [name for name in self._key_of if not name.startswith(inside)]
         self._loaded: set[int] = set()
 
     @contextlib.contextmanager
     def entrance(self) -> Iterator[None]:
-        """Inside, everything that hidden states pass before the decoder layers is in memory, and the first of these."""
+        """Inside, everything that hidden states pass before the decoder layers is in memory, and the first of
+        these.
+        """
         head = self.model.get_output_embeddings()
-        apart = set() if head is None else {f"{name}.weight" for name, module in self.model.named_modules() if module is head}
+        apart = (
+            set()
+            if head is None
+            else {f"{name}.weight" for name, module in self.model.named_modules() if module is head}
+        )
         embedding = self.model.get_input_embeddings().weight
         names = [n for n in self._outside if n not in apart or self.model.get_parameter(n) is embedding]
         state = self.model.state_dict(keep_vars=True)
@@ -150,7 +177,9 @@ class Checkpoint:
         for name, tensor in before.items():
             _put(self.model, name, tensor)
 
-    def visiting(self, writer: "Writer") -> Callable[[Iterable[dict[str, nn.Module]]], Iterator[dict[str, nn.Module]]]:
+    def visiting(
+        self, writer: "Writer"
+    ) -> Callable[[Iterable[dict[str, nn.Module]]], Iterator[dict[str, nn.Module]]]:
         """What `prune` goes through the decoder layers by: each is read, worked on, written, and dropped."""
 
         def visit(layers: Iterable[dict[str, nn.Module]]) -> Iterator[dict[str, nn.Module]]:
@@ -158,7 +187,12 @@ class Checkpoint:
                 self._load(index)
                 check_weights(linears)
                 yield linears
-                writer.write({f"{self._prefix[index]}{name}": tensor for name, tensor in self._layers[index].state_dict().items()})
+                writer.write(
+                    {
+                        f"{self._prefix[index]}{name}": tensor
+                        for name, tensor in self._layers[index].state_dict().items()
+                    }
+                )
                 self._layers[index].to("meta")
 
         return visit
@@ -179,16 +213,22 @@ class Checkpoint:
         if index in self._loaded:
             return
         layer, prefix = self._layers[index], self._prefix[index]
-        layer.load_state_dict({name: self._read(f"{prefix}{name}") for name in layer.state_dict()}, assign=True)
+        layer.load_state_dict(
+            {name: self._read(f"{prefix}{name}") for name in layer.state_dict()}, assign=True
+        )
         layer.to(self._device)  # buffers that no checkpoint holds
         self._loaded.add(index)
 
     def _read(self, name: str) -> Tensor:
-        """A copy: the mapped file is closed again at once, so that its pages do not count as this process's memory."""
+        """A copy: the mapped file is closed again at once, so that its pages do not count as this process's
+        memory.
+        """
         key = self._key_of[name]
         with safetensors.safe_open(self._file_of[key], "pt") as file:
             tensor = file.get_tensor(key)
-            return tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+            return tensor.to(
+                self._device, self._dtype if tensor.is_floating_point() else tensor.dtype, copy=True
+            )
 
     def _shape(self, key: str) -> tuple[int, ...]:
         with safetensors.safe_open(self._file_of[key], "pt") as file:
@@ -197,7 +237,9 @@ class Checkpoint:
     def _find(self, name: str) -> str | None:
         """The name in the files: some were written from the model without its head."""
         prefix = f"{self.model.base_model_prefix}."
-        return next((key for key in (name, name.removeprefix(prefix), prefix + name) if key in self._file_of), None)
+        return next(
+            (key for key in (name, name.removeprefix(prefix), prefix + name) if key in self._file_of), None
+        )
 
 
 class Writer:
@@ -211,15 +253,25 @@ class Writer:
         """One file more."""
         self._n += 1
         file = f"model-{self._n:05d}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, self.folder / file, {"format": "pt"})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            self.folder / file,
+            {"format": "pt"},
+        )
         self._index |= dict.fromkeys(tensors, file)
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
 
     def finish(self, model: nn.Module, source: Path) -> None:
         """The index, named as transformers names the files of a model in several, and the model's configs."""
         for number in range(1, self._n + 1):
-            os.rename(self.folder / f"model-{number:05d}.safetensors", self.folder / f"model-{number:05d}-of-{self._n:05d}.safetensors")
-        weight_map = {name: f"{file.removesuffix('.safetensors')}-of-{self._n:05d}.safetensors" for name, file in self._index.items()}
+            os.rename(
+                self.folder / f"model-{number:05d}.safetensors",
+                self.folder / f"model-{number:05d}-of-{self._n:05d}.safetensors",
+            )
+        weight_map = {
+            name: f"{file.removesuffix('.safetensors')}-of-{self._n:05d}.safetensors"
+            for name, file in self._index.items()
+        }
         index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(weight_map.items()))}
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
         model.config.architectures = [type(model).__name__]
@@ -240,11 +292,18 @@ class OnDisk(MutableSequence):
 
     def __getitem__(self, position: int) -> Tensor:
         shape, dtype, device = self._about[position]
-        return torch.from_numpy(np.fromfile(self._folder / str(position), np.uint8)).view(dtype).view(shape).to(device)
+        return (
+            torch.from_numpy(np.fromfile(self._folder / str(position), np.uint8))
+            .view(dtype)
+            .view(shape)
+            .to(device)
+        )
 
     def __setitem__(self, position: int, tensor: Tensor) -> None:
         self._about[position] = tensor.shape, tensor.dtype, tensor.device
-        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tofile(self._folder / str(position))
+        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tofile(
+            self._folder / str(position)
+        )
 
     def insert(self, position: int, tensor: Tensor) -> None:
         """At the end only."""
@@ -258,7 +317,9 @@ class OnDisk(MutableSequence):
 
 
 def _give_back_memory_at_once() -> None:
-    """glibc would keep freed tensors of up to 32 MiB in its heap, up to twice what is predicted; costs a tenth of the time, for good."""
+    """glibc would keep freed tensors of up to 32 MiB in its heap, up to twice what is predicted; costs a
+    tenth of the time, for good.
+    """
     with contextlib.suppress(OSError, AttributeError):
         m_mmap_threshold = -3
         ctypes.CDLL("libc.so.6").mallopt(m_mmap_threshold, 2**20)
@@ -279,7 +340,11 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
         for own in (module._parameters, module._buffers):
             for leaf, held in own.items():
                 if held is before:
-                    own[leaf] = nn.Parameter(tensor, requires_grad=False) if isinstance(held, nn.Parameter) else tensor
+                    own[leaf] = (
+                        nn.Parameter(tensor, requires_grad=False)
+                        if isinstance(held, nn.Parameter)
+                        else tensor
+                    )
 
 
 def _tied(model: nn.Module) -> set[str]:

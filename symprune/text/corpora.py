@@ -1,8 +1,9 @@
 """Text as windows of tokens: calibration by random windows, evaluation by consecutive ones.
 
-A corpus is "embedded" (Wikipedia, out of the gensim wheel), "wikitext2", "c4", or a .txt or .jsonl file. Hub corpora are
-sought in SYMPRUNE_DATA first. For calibration alone: "lee" (news, out of the same wheel), "python" (source code, the standard
-library's) and "random" (tokens drawn evenly from the vocabulary: a control that holds no language).
+A corpus is "embedded" (Wikipedia, out of the gensim wheel), "wikitext2", "c4", or a .txt or .jsonl file. Hub
+corpora are sought in SYMPRUNE_DATA first. For calibration alone: "lee" (news, out of the same wheel),
+"python" (source code, the standard library's) and "random" (tokens drawn evenly from the vocabulary: a
+control that holds no language).
 """
 
 import bz2
@@ -26,17 +27,22 @@ from symprune.base.types import Windows
 
 SPLITS = ("calibration", "validation", "evaluation")
 
-# One deal of ten articles in the order of sha256(title): calibrate on the first six, choose on two, report on two.
+# One deal of ten articles in the order of sha256(title): calibrate on the first six, choose on two, report on
+# two.
 _DEAL = {"calibration": range(0, 6), "validation": range(6, 8), "evaluation": range(8, 10)}
 
-# Repository, and the files that may hold a split there: as on the hub, or as JSON lines in a local folder. Of C4 the first shard,
-# as every published pruning result uses it.
+# Repository, and the files that may hold a split there: as on the hub, or as JSON lines in a local folder. Of
+# C4 the first shard, as every published pruning result uses it.
 _HUB = {
     "wikitext2": (
         "Salesforce/wikitext",
         {
             split: [f"wikitext-2-raw-v1/{name}.jsonl", f"wikitext-2-raw-v1/{name}-00000-of-00001.parquet"]
-            for split, name in {"calibration": "train", "validation": "validation", "evaluation": "test"}.items()
+            for split, name in {
+                "calibration": "train",
+                "validation": "validation",
+                "evaluation": "test",
+            }.items()
         },
     ),
     "c4": (
@@ -54,18 +60,24 @@ CORPORA = ("embedded", *HUB_CORPORA, "lee", "python", "random")
 _SINGLE = ("wikitext2", "lee")  # corpora whose lines are shorter than a window: joined into one document
 
 
-def calibration_windows(corpus: str, tokenizer, n_calib: int, seq_len: int, seed: int, split: str = "calibration") -> Windows:
-    """n_calib random windows of seq_len tokens, each from a document drawn until it is longer than the window.
+def calibration_windows(
+    corpus: str, tokenizer, n_calib: int, seq_len: int, seed: int, split: str = "calibration"
+) -> Windows:
+    """n_calib random windows of seq_len tokens, each from a document drawn until it is longer than the
+    window.
 
-    The published samplers (Wanda, RIA, DSnoT): `random.seed(seed)`, a document, then a start, so a seed picks their windows. Of a
-    single document only starts are drawn; WikiText-2, whose lines are no documents, is joined into one, as they do.
-    Draws are bounded: raises UserError if the corpus is empty, holds no document long enough, or memory no so many windows.
+    The published samplers (Wanda, RIA, DSnoT): `random.seed(seed)`, a document, then a start, so a seed picks
+    their windows. Of a single document only starts are drawn; WikiText-2, whose lines are no documents, is
+    joined into one, as they do. Draws are bounded: raises UserError if the corpus is empty, holds no document
+    long enough, or memory no so many windows.
     """
     _require_positive(n_calib=n_calib, seq_len=seq_len)
     _require_memory(n_calib, seq_len)
     if corpus == "random":
         ordinary = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
-        return ordinary[torch.randint(len(ordinary), (n_calib, seq_len), generator=torch.Generator().manual_seed(seed))]
+        return ordinary[
+            torch.randint(len(ordinary), (n_calib, seq_len), generator=torch.Generator().manual_seed(seed))
+        ]
     texts = documents(corpus, split)
     if corpus in _SINGLE:
         texts = [" ".join(texts)]
@@ -77,29 +89,39 @@ def calibration_windows(corpus: str, tokenizer, n_calib: int, seq_len: int, seed
         draws_left -= 1
         index = rng.randint(0, len(texts) - 1) if len(texts) > 1 else 0
         if index not in tokens:
-            # A token is at least one byte: text shorter than the window in bytes need not be tokenised to be refused.
+            # A token is at least one byte: text shorter than the window in bytes need not be tokenised to be
+            # refused.
             tokens[index] = tokenize(tokenizer, texts[index]) if len(texts[index].encode()) > seq_len else []
         ids = tokens[index]
         if len(ids) > seq_len:
             start = rng.randint(0, len(ids) - seq_len - 1)
             windows.append(ids[start : start + seq_len])
-        elif draws_left <= 0 or (len(tokens) == len(texts) and all(len(t) <= seq_len for t in tokens.values())):
-            raise UserError(f"corpus {corpus!r} ({split}) is too short: no document of more than {seq_len} tokens found; lower seq_len")
+        elif draws_left <= 0 or (
+            len(tokens) == len(texts) and all(len(t) <= seq_len for t in tokens.values())
+        ):
+            raise UserError(
+                f"corpus {corpus!r} ({split}) is too short: no document of more than {seq_len} tokens found;"
+                " lower seq_len"
+            )
     return torch.tensor(windows, dtype=torch.long)
 
 
-def evaluation_windows(corpus: str, tokenizer, seq_len: int, n_windows: int | None = None, split: str = "evaluation") -> Windows:
-    """The split joined by blank lines, tokenised whole and cut into consecutive windows of seq_len tokens (Wanda's convention).
+def evaluation_windows(
+    corpus: str, tokenizer, seq_len: int, n_windows: int | None = None, split: str = "evaluation"
+) -> Windows:
+    """The split joined by blank lines, tokenised whole and cut into consecutive windows of seq_len tokens
+    (Wanda's convention).
 
-    n_windows: take that many, spread evenly over the split (ours: the published code would take the first); None takes all.
-    Raises UserError if the corpus is shorter than one window.
+    n_windows: take that many, spread evenly over the split (ours: the published code would take the first);
+    None takes all. Raises UserError if the corpus is shorter than one window.
     """
     _require_positive(seq_len=seq_len, n_windows=1 if n_windows is None else n_windows)
     ids = tokenize(tokenizer, "\n\n".join(documents(corpus, split)))
     available = len(ids) // seq_len
     if available < (n_windows or 1):
         raise UserError(
-            f"corpus {corpus!r} ({split}) is too short: {len(ids)} tokens make {available} windows of {seq_len}; lower seq_len or n_eval"
+            f"corpus {corpus!r} ({split}) is too short: {len(ids)} tokens make {available} windows of"
+            f" {seq_len}; lower seq_len or n_eval"
         )
     windows = torch.tensor(ids[: available * seq_len], dtype=torch.long).view(available, seq_len)
     if n_windows is None:
@@ -113,7 +135,9 @@ def tokenize(tokenizer, text: str) -> list[int]:
 
 
 def adds_bos(tokenizer) -> bool:
-    """Whether the tokenizer puts a beginning-of-sequence token before a text: on some models perplexity hangs on it."""
+    """Whether the tokenizer puts a beginning-of-sequence token before a text: on some models perplexity hangs
+    on it.
+    """
     return tokenize(tokenizer, "a")[:1] == [tokenizer.bos_token_id]
 
 
@@ -159,9 +183,11 @@ def embedded_titles(split: str) -> list[str]:
 
 @functools.cache
 def embedded_articles() -> dict[str, str]:
-    """Title -> cleaned text of the English Wikipedia sample that ships in the gensim wheel (May 2016, CC BY-SA).
+    """Title -> cleaned text of the English Wikipedia sample that ships in the gensim wheel (May 2016, CC
+    BY-SA).
 
-    Kept: namespace 0, no redirect, no list, no disambiguation page; paragraphs of at least 80 characters; articles of at least 1500.
+    Kept: namespace 0, no redirect, no list, no disambiguation page; paragraphs of at least 80 characters;
+    articles of at least 1500.
     """
     dump = _gensim_file("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2")
     # The key holds the dump and the rule, so a change of either is a new extraction.
@@ -182,18 +208,26 @@ def _gensim_file(name: str) -> Path:
         raise UserError("the embedded corpora are not installed: run `pip install 'symprune[embedded]'`")
     file = Path(spec.origin).parent / "test/test_data" / name
     if not file.is_file():
-        raise UserError("this gensim lacks its test data, the embedded corpora: install gensim from its wheel with pip")
+        raise UserError(
+            "this gensim lacks its test data, the embedded corpora: install gensim from its wheel with pip"
+        )
     return file
 
 
 def _lee_documents() -> list[str]:
-    """300 short news items of the Australian Broadcasting Corporation, 2000 to 2002 (Lee, Pincombe and Welsh, 2005), one a line."""
+    """300 short news items of the Australian Broadcasting Corporation, 2000 to 2002 (Lee, Pincombe and Welsh,
+    2005), one a line.
+    """
     return _gensim_file("lee_background.cor").read_text(encoding="utf-8").splitlines()
 
 
 def _python_sources() -> list[str]:
-    """The standard library's top-level modules, of the running Python: which text that is differs from version to version."""
-    return [file.read_text(encoding="utf-8") for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
+    """The standard library's top-level modules, of the running Python: which text that is differs from
+    version to version.
+    """
+    return [
+        file.read_text(encoding="utf-8") for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    ]
 
 
 _INSTALLED = {"lee": _lee_documents, "python": _python_sources}
@@ -213,11 +247,15 @@ def _extract_articles(dump: Path) -> dict[str, str]:
     return articles
 
 
-_APPENDIX = re.compile(r"^=+\s*(see also|references|notes|external links|further reading|bibliography)\s*=+\s*$", re.M | re.I)
+_APPENDIX = re.compile(
+    r"^=+\s*(see also|references|notes|external links|further reading|bibliography)\s*=+\s*$", re.M | re.I
+)
 
 
 def _clean(text: str) -> str:
-    """Prose alone: no appendices, quote runs, headings, list markers, emptied parentheses, table rows or short lines."""
+    """Prose alone: no appendices, quote runs, headings, list markers, emptied parentheses, table rows or
+    short lines.
+    """
     if appendix := _APPENDIX.search(text):
         text = text[: appendix.start()]
     text = re.sub(r"'{2,}", "", text)
@@ -225,7 +263,9 @@ def _clean(text: str) -> str:
     text = re.sub(r"\s*\([^\w()]*\)", "", text)  # what a dropped pronunciation leaves: "(; , )"
     text = re.sub(r"\((?:[;,]\s*)+", "(", text)
     text = re.sub(r"[ \t]+", " ", text)
-    return "\n\n".join(line for line in text.splitlines() if len(line) >= 80 and not line.startswith(("|", "!", "{")))
+    return "\n\n".join(
+        line for line in text.splitlines() if len(line) >= 80 and not line.startswith(("|", "!", "{"))
+    )
 
 
 def _hub_texts(repo: str, files: list[str]) -> list[str]:
@@ -245,7 +285,10 @@ def _hub_texts(repo: str, files: list[str]) -> list[str]:
             return _file_texts(folder / files[-1])
     except OSError as error:  # every error of the hub is one
         problem = error
-    raise UserError(f"cannot reach the hub for {repo}: provide $SYMPRUNE_DATA/{repo}/{files[0]}, or use the corpus 'embedded'") from problem
+    raise UserError(
+        f"cannot reach the hub for {repo}: provide $SYMPRUNE_DATA/{repo}/{files[0]}, or use the corpus"
+        " 'embedded'"
+    ) from problem
 
 
 def _file_texts(file: Path) -> list[str]:
@@ -256,12 +299,27 @@ def _file_texts(file: Path) -> list[str]:
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rt", encoding="utf-8") as f:
-            texts = [f.read()] if file.suffix == ".txt" else [json.loads(line)["text"] for line in f if line.strip()]
+            texts = (
+                [f.read()]
+                if file.suffix == ".txt"
+                else [json.loads(line)["text"] for line in f if line.strip()]
+            )
         for text in texts:
             text.encode()
         return texts
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{file} is neither UTF-8 text (.txt) nor JSON lines with a 'text' field (.jsonl)") from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        EOFError,
+        OSError,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"{file} is neither UTF-8 text (.txt) nor JSON lines with a 'text' field (.jsonl)"
+        ) from error
 
 
 def _require_memory(n_windows: int, seq_len: int) -> None:
@@ -270,7 +328,8 @@ def _require_memory(n_windows: int, seq_len: int) -> None:
     needed, free = 16 * n_windows * seq_len, psutil.virtual_memory().available  # as a list, then as a tensor
     if needed > free:
         raise UserError(
-            f"{n_windows} windows of {seq_len} need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free: lower n_calib"
+            f"{n_windows} windows of {seq_len} need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f}"
+            " GiB are free: lower n_calib"
         )
 
 

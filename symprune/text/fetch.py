@@ -1,4 +1,6 @@
-"""Copy from the hub what the tasks and corpora read, into a folder that SYMPRUNE_DATA can name on a machine without it."""
+"""Copy from the hub what the tasks and corpora read, into a folder that SYMPRUNE_DATA can name on a machine
+without it.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,9 @@ class Fetched:
 
 @dataclass(frozen=True)
 class _File:
-    """One file of a repository: a split as JSON lines, `<config>/<split>.jsonl`, or a file as it lies there."""
+    """One file of a repository: a split as JSON lines, `<config>/<split>.jsonl`, or a file as it lies
+    there.
+    """
 
     repo: str
     name: str
@@ -49,11 +53,15 @@ class _File:
         load_dataset(self.repo, config, split=split).to_json(target, force_ascii=False)
 
 
-def fetch(out: Path, names: Sequence[str] = NAMES, report: Callable[[str], None] = lambda line: None) -> Fetched:
-    """Write the data of tasks and corpora into `out` as the hub has them, and their sha256 into its manifest.json.
+def fetch(
+    out: Path, names: Sequence[str] = NAMES, report: Callable[[str], None] = lambda line: None
+) -> Fetched:
+    """Write the data of tasks and corpora into `out` as the hub has them, and their sha256 into its
+    manifest.json.
 
-    A file on the manifest that is still what it was is kept, so an interrupted fetch goes on where it stopped. `report` hears of each file.
-    Raises UserError for a name that is neither a task nor a corpus of the hub, and where the hub cannot be reached.
+    A file on the manifest that is still what it was is kept, so an interrupted fetch goes on where it
+    stopped. `report` hears of each file. Raises UserError for a name that is neither a task nor a corpus of
+    the hub, and where the hub cannot be reached.
     """
     from datasets.exceptions import DatasetsError
 
@@ -75,7 +83,8 @@ def fetch(out: Path, names: Sequence[str] = NAMES, report: Callable[[str], None]
         except (OSError, ValueError, DatasetsError) as error:
             partial.unlink(missing_ok=True)
             raise UserError(
-                f"cannot fetch {file.path}: run this where the hub can be reached; what was fetched before is kept in {out}"
+                f"cannot fetch {file.path}: run this where the hub can be reached; what was fetched before is"
+                f" kept in {out}"
             ) from error
         os.replace(partial, target)
         written.append(file.path)
@@ -100,10 +109,15 @@ def _describe(folder: Path) -> None:
     """A README.md from which `datasets` learns which file is which split of which configuration."""
     configs = []
     for config in sorted(path for path in folder.iterdir() if path.is_dir()):
-        splits = [{"split": file.stem, "path": f"{config.name}/{file.name}"} for file in sorted(config.glob("*.jsonl"))]
+        splits = [
+            {"split": file.stem, "path": f"{config.name}/{file.name}"}
+            for file in sorted(config.glob("*.jsonl"))
+        ]
         configs += [{"config_name": config.name, "data_files": splits}] if splits else []
     if configs:
-        write_whole(folder / "README.md", f"---\n{yaml.safe_dump({'configs': configs}, sort_keys=False)}---\n")
+        write_whole(
+            folder / "README.md", f"---\n{yaml.safe_dump({'configs': configs}, sort_keys=False)}---\n"
+        )
 
 
 def _read_manifest(out: Path) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""Zero-shot tasks for lm-eval: seven of its own, whose data come from SYMPRUNE_DATA or the hub, and one of the embedded corpus."""
+"""Zero-shot tasks for lm-eval: seven of its own, whose data come from SYMPRUNE_DATA or the hub, and one of
+the embedded corpus.
+"""
 
 import contextlib
 import hashlib
@@ -38,9 +40,11 @@ _CHOICE_WORDS, _CONTEXT_WORDS = 12, (20, 48)  # words of a choice; fewest and mo
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    """lm-eval's task objects by name, in order: official prompts, each example answered without examples before it.
+    """lm-eval's task objects by name, in order: official prompts, each example answered without examples
+    before it.
 
-    Raises UserError for an unknown task, and where its data are neither in SYMPRUNE_DATA nor to be had from the hub.
+    Raises UserError for an unknown task, and where its data are neither in SYMPRUNE_DATA nor to be had from
+    the hub.
     """
     for name in names:
         if name not in TASKS:
@@ -48,11 +52,16 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     if not names:
         raise UserError(f"no task is named: choose from {', '.join(TASKS)}")
     require_lm_eval()
-    return {name: _continuation_task() if name == CONTINUATION else _official_task(name) for name in dict.fromkeys(names)}
+    return {
+        name: _continuation_task() if name == CONTINUATION else _official_task(name)
+        for name in dict.fromkeys(names)
+    }
 
 
 def source_of(name: str) -> dict[str, str]:
-    """Where the official task reads: `repo`, `config` and `split`, as on the hub; raises UserError if it is none of the seven."""
+    """Where the official task reads: `repo`, `config` and `split`, as on the hub; raises UserError if it is
+    none of the seven.
+    """
     if name not in _OFFICIAL:
         raise unknown("task of the hub", name, _OFFICIAL)
     found: dict[str, Any] = {}
@@ -63,11 +72,17 @@ def source_of(name: str) -> dict[str, str]:
         file = file.parent / entries["include"] if "include" in entries else None
     splits = [found[key] for key in ("test_split", "validation_split") if found.get(key, "null") != "null"]
     config = found.get("dataset_name", "null")
-    return {"repo": found["dataset_path"], "config": "default" if config == "null" else config, "split": splits[0]}
+    return {
+        "repo": found["dataset_path"],
+        "config": "default" if config == "null" else config,
+        "split": splits[0],
+    }
 
 
 def identity(task: Any, limit: int | None) -> dict:
-    """What a score depends on of a task: its version, and the hash of the first `limit` examples (all if None)."""
+    """What a score depends on of a task: its version, and the hash of the first `limit` examples (all if
+    None).
+    """
     digest = hashlib.sha256()
     for example in itertools.islice(task.eval_docs, limit):
         digest.update(json.dumps(example, sort_keys=True).encode())
@@ -75,17 +90,23 @@ def identity(task: Any, limit: int | None) -> dict:
 
 
 def continuation_examples(split: str = "evaluation") -> list[dict]:
-    """Which of four passages continues an article of the embedded corpus? Rows of context, choices, and the label of the true one.
+    """Which of four passages continues an article of the embedded corpus? Rows of context, choices, and the
+    label of the true one.
 
-    The context ends where a sentence begins; the choices are the first twelve words of that sentence and of three other sentences,
-    from other paragraphs of the same article. What is chosen and in which order is decided by hashes: the same everywhere, and the
-    first n rows are of many articles.
+    The context ends where a sentence begins; the choices are the first twelve words of that sentence and of
+    three other sentences, from other paragraphs of the same article. What is chosen and in which order is
+    decided by hashes: the same everywhere, and the first n rows are of many articles.
     """
     articles = corpora.embedded_articles()
     rows = {}
     for title in corpora.embedded_titles(split):
         paragraphs = [_sentences(paragraph) for paragraph in articles[title].split("\n\n")]
-        starts = [(p, s) for p, sentences in enumerate(paragraphs) for s in range(len(sentences)) if len(sentences[s]) >= _CHOICE_WORDS]
+        starts = [
+            (p, s)
+            for p, sentences in enumerate(paragraphs)
+            for s in range(len(sentences))
+            if len(sentences[s]) >= _CHOICE_WORDS
+        ]
         around = sorted(starts, key=lambda start, title=title: _order(title, *start))
         for turn, (p, s) in enumerate(around):
             context = [word for sentence in paragraphs[p][:s] for word in sentence][-_CONTEXT_WORDS[1] :]
@@ -97,19 +118,29 @@ def continuation_examples(split: str = "evaluation") -> list[dict]:
             places.sort(key=lambda place, key=key: _order(key, *place))
             choices = [" ".join(paragraphs[p][s][:_CHOICE_WORDS]) for p, s in places]
             if len(set(choices)) == 4:
-                rows[key] = {"title": title, "context": " ".join(context), "choices": choices, "label": places.index((p, s))}
+                rows[key] = {
+                    "title": title,
+                    "context": " ".join(context),
+                    "choices": choices,
+                    "label": places.index((p, s)),
+                }
     return [rows[key] for key in sorted(rows)]
 
 
 @contextlib.contextmanager
 def quiet(progress: bool = False) -> Iterator[None]:
-    """lm-eval, datasets, transformers and the hub's client say nothing inside; with progress, lm-eval's bars are left."""
+    """lm-eval, datasets, transformers and the hub's client say nothing inside; with progress, lm-eval's bars
+    are left.
+    """
     loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with quiet_transformers(), contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+        with (
+            quiet_transformers(),
+            contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()),
+        ):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -121,7 +152,9 @@ def require_lm_eval() -> None:
     try:
         import lm_eval.tasks  # noqa: F401
     except ImportError as error:
-        raise UserError("zero-shot evaluation needs lm-eval: run `pip install 'symprune[zeroshot]'`") from error
+        raise UserError(
+            "zero-shot evaluation needs lm-eval: run `pip install 'symprune[zeroshot]'`"
+        ) from error
 
 
 def _sentences(paragraph: str) -> list[list[str]]:
@@ -136,7 +169,9 @@ def _continuation_task() -> Any:
     from datasets import Dataset
 
     rows = continuation_examples()
-    metrics = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
+    metrics = [
+        {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+    ]
     config = {
         "task": CONTINUATION,
         "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
@@ -157,8 +192,11 @@ def _official_task(name: str) -> Any:
 
     source, mirror = source_of(name), paths.hub_mirror()
     local = mirror / source["repo"] if mirror and (mirror / source["repo"]).is_dir() else None
-    # lm-eval looks at the splits that examples for the prompt would come from, though no example is asked for.
-    splits = {f"{kind}_split": None for kind in ("training", "validation", "test")} | {"test_split": source["split"]}
+    # lm-eval looks at the splits that examples for the prompt would come from, though no example is asked
+    # for.
+    splits = {f"{kind}_split": None for kind in ("training", "validation", "test")} | {
+        "test_split": source["split"]
+    }
     config = {"include": str(_official_file(name)), "dataset_path": str(local or source["repo"]), **splits}
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -167,12 +205,15 @@ def _official_task(name: str) -> Any:
             return _load(str(file))
     except Exception as error:  # whatever broken data make of it
         if local:
-            raise UserError(f"cannot read {source['config']} of {local} for the task {name}: fetch it again") from error
+            raise UserError(
+                f"cannot read {source['config']} of {local} for the task {name}: fetch it again"
+            ) from error
         if not isinstance(error, (OSError, DatasetsError, ValueError)):
             raise
         raise UserError(
-            f"cannot reach the hub for the task {name}: provide a connection to it, or $SYMPRUNE_DATA/{source['repo']} "
-            f"(`symprune fetch` writes it), or take the task {CONTINUATION!r}"
+            f"cannot reach the hub for the task {name}: provide a connection to it, or"
+            f" $SYMPRUNE_DATA/{source['repo']} (`symprune fetch` writes it), or take the task"
+            f" {CONTINUATION!r}"
         ) from error
 
 

@@ -1,16 +1,21 @@
-"""Training-free refinement of a mask: grow removed weights and prune kept ones, row by row, with no weight changed.
+"""Training-free refinement of a mask: grow removed weights and prune kept ones, row by row, with no weight
+changed.
 
-A refiner takes the weight, a mask (True = kept) and the statistics its `uses` names, and returns a mask that keeps as many
-weights in every row, and for an N:M pattern in every block. `DSnoT` and `R2DSnoT` are two parameter sets of one engine.
+A refiner takes the weight, a mask (True = kept) and the statistics its `uses` names, and returns a mask that
+keeps as many weights in every row, and for an N:M pattern in every block. `DSnoT` and `R2DSnoT` are two
+parameter sets of one engine.
 
-Row i has the error e = sum of k[j] over its removed weights, k[j] = W[i, j] * s[j], s[j] the sum of channel j over a sample. While
-|e| > threshold, a cycle grows a removed j with e * k[j] > 0 and prunes a kept j with e * k[j] < 0: both bring e back. The sign
-of k splits the weights of a row into those that can move while e > 0 and those that can move while e < 0, and the criteria do
-not change on the way. So the t-th swap that a row makes while e > 0 is known from the start, and so it is for e < 0: the
-engine finds two lists of max_cycles swaps for each row, without sorting it, then walks all rows at once.
+Row i has the error e = sum of k[j] over its removed weights, k[j] = W[i, j] * s[j], s[j] the sum of channel j
+over a sample. While
+|e| > threshold, a cycle grows a removed j with e * k[j] > 0 and prunes a kept j with e * k[j] < 0: both bring
+e back. The sign of k splits the weights of a row into those that can move while e > 0 and those that can move
+while e < 0, and the criteria do not change on the way. So the t-th swap that a row makes while e > 0 is known
+from the start, and so it is for e < 0: the engine finds two lists of max_cycles swaps for each row, without
+sorting it, then walks all rows at once.
 
-Where this differs from DSnoT's published code: a row whose right-signed candidates are used up stops (there, a wrong-signed
-one is taken, or the row loses its count), and equal criteria go to the lower index (there, to whatever the sort leaves first).
+Where this differs from DSnoT's published code: a row whose right-signed candidates are used up stops (there,
+a wrong-signed one is taken, or the row loses its count), and equal criteria go to the lower index (there, to
+whatever the sort leaves first).
 """
 
 import math
@@ -36,15 +41,18 @@ VARIANCES = {"within": "input_var_within", "pooled": "input_var"}
 
 @dataclass(frozen=True)
 class DSnoT:
-    """Dynamic Sparse no Training (Zhang et al., arXiv 2310.08915); x, m, v are the norm, mean and variance of the inputs.
+    """Dynamic Sparse no Training (Zhang et al., arXiv 2310.08915); x, m, v are the norm, mean and variance of
+    the inputs.
 
-    grow:  argmax over removed j of sign(e) * W[i, j] * m[j] / v[j]^power;   prune: argmin over kept j of |W[i, j]| * x[j].
-    N:M: the weight pruned is the lowest of the grown one's own block; a candidate whose block offers none is passed over.
+    grow:  argmax over removed j of sign(e) * W[i, j] * m[j] / v[j]^power;   prune: argmin over kept j of
+    |W[i, j]| * x[j]. N:M: the weight pruned is the lowest of the grown one's own block; a candidate whose
+    block offers none is passed over.
 
-    power: of the variance; a channel without variance is certain, and first. variance: "within" = the mean variance inside a
-    sample (published code), "pooled" = over all tokens. threshold: on |e|, "absolute" (published; a sum over a sample's tokens,
-    so not scale free) or a fraction of the "initial" |e|. keep_sign: a row stops before e would change sign. linears: which
-    linears the pipeline refines, "attention" (the published code's silent default), "mlp" or "all".
+    power: of the variance; a channel without variance is certain, and first. variance: "within" = the mean
+    variance inside a sample (published code), "pooled" = over all tokens. threshold: on |e|, "absolute"
+    (published; a sum over a sample's tokens, so not scale free) or a fraction of the "initial" |e|.
+    keep_sign: a row stops before e would change sign. linears: which linears the pipeline refines,
+    "attention" (the published code's silent default), "mlp" or "all".
     """
 
     power: float = 1.0
@@ -63,29 +71,35 @@ class DSnoT:
         """The fields of the statistics that a call reads."""
         return _as_r2dsnot(self).uses
 
-    def run(self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None) -> Refinement:
+    def run(
+        self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None
+    ) -> Refinement:
         """The refined mask and what it took; pattern: the one the mask follows (None: unstructured)."""
         return _as_r2dsnot(self).run(weight, mask, stats, pattern)
 
-    def __call__(self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None) -> Mask:
+    def __call__(
+        self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None
+    ) -> Mask:
         return self.run(weight, mask, stats, pattern).mask
 
 
 @dataclass(frozen=True)
 class R2DSnoT:
-    """DSnoT with relative importance and a regularised decision boundary (Yi and Richtarik, arXiv 2501.18980).
+    """DSnoT with relative importance and a regularised decision boundary (Yi and Richtarik, arXiv
+    2501.18980).
 
     D[i, j] = |W[i, j]| * (1 / ||W[i, :]||_1 + 1 / ||W[:, j]||_1)
     grow:   argmax over removed j of   sign(e) * G[i, j] * m[j] / v[j]^power + gamma_grow * R[i, j]
     prune:  argmin over kept j of      P[i, j] * x[j]^alpha + gamma_prune * R[i, j]
 
-    relative: where D replaces |W| (G = sign(W) * D, P = D): "none", "grow", "prune" or "both". R[i, j]: the norm `p` of the
-    kept weights of row i with j grown, or with j pruned; our reading, so that the term acts, and always of the mask at the start,
-    so that no cycle changes a criterion; without gammas p is idle. The other fields are DSnoT's, which relative="none", alpha=1
-    and no gammas reproduce.
+    relative: where D replaces |W| (G = sign(W) * D, P = D): "none", "grow", "prune" or "both". R[i, j]: the
+    norm `p` of the kept weights of row i with j grown, or with j pruned; our reading, so that the term acts,
+    and always of the mask at the start, so that no cycle changes a criterion; without gammas p is idle. The
+    other fields are DSnoT's, which relative="none", alpha=1 and no gammas reproduce.
 
-    What the paper varies has our defaults, the best on validation text from three initial masks (notebook 08_ablation); `AS_PUBLISHED`
-    has the paper's. keep_sign=True is better from Wanda and RIA, worse from magnitude.
+    What the paper varies has our defaults, the best on validation text from three initial masks (notebook
+    08_ablation); `AS_PUBLISHED` has the paper's. keep_sign=True is better from Wanda and RIA, worse from
+    magnitude.
     """
 
     relative: str = "prune"
@@ -102,7 +116,11 @@ class R2DSnoT:
     linears: str = "all"
 
     def __post_init__(self):
-        for name, known in {"relative": RELATIVE, "variance": VARIANCES, "threshold_scale": THRESHOLD_SCALES}.items():
+        for name, known in {
+            "relative": RELATIVE,
+            "variance": VARIANCES,
+            "threshold_scale": THRESHOLD_SCALES,
+        }.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         for name in ("alpha", "power", "gamma_grow", "gamma_prune", "threshold"):
@@ -118,7 +136,9 @@ class R2DSnoT:
         return ("input_norm", "input_mean", VARIANCES[self.variance])
 
     @torch.no_grad()
-    def run(self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None) -> Refinement:
+    def run(
+        self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None
+    ) -> Refinement:
         """The refined mask and what it took; pattern: the one the mask follows (None: unstructured).
 
         Raises UserError if an N:M pattern does not divide the row.
@@ -130,11 +150,14 @@ class R2DSnoT:
         criteria = Criteria.of(self, at_least_float32(weight), mask, stats)
         refined, cycles = mask.flatten().clone(), torch.zeros(d_out, dtype=torch.long, device=weight.device)
         before, after = torch.zeros(2, d_out, dtype=criteria.weight.dtype, device=weight.device)
-        # A window on the best candidates of both signs together decides nearly every row: only what it leaves open is sorted.
+        # A window on the best candidates of both signs together decides nearly every row: only what it leaves
+        # open is sorted.
         rows, width = torch.arange(d_out, device=weight.device), min(2 * self.max_cycles + 1, d_in)
         while len(rows):
             settings = {"width": width, "length": self.max_cycles, "block": block}
-            swaps = Swaps.cat(swap_lists(*criteria(part), **settings) for part in rows.split(max(1, PART // d_in)))
+            swaps = Swaps.cat(
+                swap_lists(*criteria(part), **settings) for part in rows.split(max(1, PART // d_in))
+            )
             scale = swaps.error.abs() if self.threshold_scale == "initial" else torch.ones_like(swaps.error)
             taken, error, dry = walk(swaps, self.threshold * scale, self.max_cycles, self.keep_sign)
             undecided = dry if width < d_in else torch.zeros_like(dry)
@@ -145,7 +168,9 @@ class R2DSnoT:
             rows, width = rows[undecided], d_in
         return Refinement.of(refined.view(d_out, d_in), cycles, before, after)
 
-    def __call__(self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None) -> Mask:
+    def __call__(
+        self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None
+    ) -> Mask:
         return self.run(weight, mask, stats, pattern).mask
 
 
@@ -160,7 +185,8 @@ def _as_r2dsnot(dsnot: DSnoT) -> R2DSnoT:
 class Criteria:
     """The criteria of one linear, given for some of its rows at a time so that memory stays bounded.
 
-    sums[j] is s[j], 0 for a channel whose norm is; by_grow[j] = |m[j]| / v[j]^power and by_prune[j] = x[j]^alpha multiply |W| or D.
+    sums[j] is s[j], 0 for a channel whose norm is; by_grow[j] = |m[j]| / v[j]^power and by_prune[j] =
+    x[j]^alpha multiply |W| or D.
     """
 
     refiner: R2DSnoT
@@ -176,15 +202,24 @@ class Criteria:
     def of(cls, refiner: R2DSnoT, weight: Weight, mask: Mask, stats: LayerStats) -> "Criteria":
         norm, mean, variance = (getattr(stats, name).to(weight) for name in refiner.uses)
         finite = torch.finfo(weight.dtype)
-        # No variance, no doubt: such a channel grows first, by a factor so capped that no criterion overflows.
-        by_grow = (mean.abs() / variance.pow(refiner.power).clamp(min=finite.tiny)).clamp(max=math.sqrt(finite.max))
+        # No variance, no doubt: such a channel grows first, by a factor so capped that no criterion
+        # overflows.
+        by_grow = (mean.abs() / variance.pow(refiner.power).clamp(min=finite.tiny)).clamp(
+            max=math.sqrt(finite.max)
+        )
         sums = mean * (stats.n_tokens / max(stats.n_samples, 1)) * (norm > 0)
         none = refiner.relative == "none"
-        importance = (None, None) if none else (safe_reciprocal(row_norm(weight)), safe_reciprocal(column_norm(weight)))
+        importance = (
+            (None, None)
+            if none
+            else (safe_reciprocal(row_norm(weight)), safe_reciprocal(column_norm(weight)))
+        )
         return cls(refiner, weight, mask, sums, by_grow, norm.pow(refiner.alpha), *importance)
 
     def __call__(self, rows: Int[Tensor, " rows"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """k, e, and the criteria to grow (0: not a candidate, else negative) and to prune (inf, else positive): lowest first."""
+        """k, e, and the criteria to grow (0: not a candidate, else negative) and to prune (inf, else
+        positive): lowest first.
+        """
         refiner, weight, mask = self.refiner, self.weight[rows], self.mask[rows]
         # Arithmetic on 0 and 1 instead of torch.where, which is ten times as slow on a processor.
         alive = (self.sums != 0).to(weight.dtype)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Swaps:
-    """The swaps of each row in order: columns [0, L) for e > 0 and [L, 2 L) for e < 0, change 0 where there is none."""
+    """The swaps of each row in order: columns [0, L) for e > 0 and [L, 2 L) for e < 0, change 0 where there
+    is none.
+    """
 
     grow: Int[Tensor, "rows swaps"]
     prune: Int[Tensor, "rows swaps"]
@@ -24,8 +26,12 @@ class Swaps:
         return cls(*map(torch.cat, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
-def swap_lists(k: Tensor, error: Tensor, grow: Tensor, prune: Tensor, *, width: int, length: int, block: int | None) -> Swaps:
-    """The first `length` swaps of each row for either sign of e, or as many of them as its `width` best candidates tell."""
+def swap_lists(
+    k: Tensor, error: Tensor, grow: Tensor, prune: Tensor, *, width: int, length: int, block: int | None
+) -> Swaps:
+    """The first `length` swaps of each row for either sign of e, or as many of them as its `width` best
+    candidates tell.
+    """
     index, criterion = candidates(grow, width)
     partners = None
     if block is not None:
@@ -44,8 +50,12 @@ def swap_lists(k: Tensor, error: Tensor, grow: Tensor, prune: Tensor, *, width: 
     return Swaps(index, other, change * found, error)
 
 
-def candidates(criterion: Float[Tensor, "rows d_in"], width: int) -> tuple[Int[Tensor, "rows n"], Float[Tensor, "rows n"]]:
-    """Where each row's `width` lowest are, in any order, and their values; all of them in order if it has no more."""
+def candidates(
+    criterion: Float[Tensor, "rows d_in"], width: int
+) -> tuple[Int[Tensor, "rows n"], Float[Tensor, "rows n"]]:
+    """Where each row's `width` lowest are, in any order, and their values; all of them in order if it has no
+    more.
+    """
     if width >= criterion.shape[1]:
         return torch.arange(criterion.shape[1], device=criterion.device).expand_as(criterion), criterion
     if numpy_is_faster(criterion):
@@ -58,15 +68,20 @@ def candidates(criterion: Float[Tensor, "rows d_in"], width: int) -> tuple[Int[T
 def best_first(
     criterion: Float[Tensor, "rows n"], sign: Float[Tensor, "rows n"], length: int, *, sinks: bool
 ) -> tuple[Int[Tensor, "rows swaps"], Bool[Tensor, "rows swaps"]]:
-    """Where the best `length` of sign + and then those of sign - are, best first, and in which of these places there is one.
+    """Where the best `length` of sign + and then those of sign - are, best first, and in which of these
+    places there is one.
 
-    sinks: the criterion is negative (grow), not positive (prune). The lists end before the first of equals and before the worst
-    value, for a selection may have ended among equals, and orders them anyhow.
+    sinks: the criterion is negative (grow), not positive (prune). The lists end before the first of equals
+    and before the worst value, for a selection may have ended among equals, and orders them anyhow.
     """
     n = criterion.shape[1]
     criterion = criterion.clamp(max=torch.finfo(criterion.dtype).max)  # the worst value, and never inf * 0
     value = criterion * sign
-    order = torch.from_numpy(np.argsort(value.numpy(), axis=1)) if numpy_is_faster(value) else value.argsort(dim=1)
+    order = (
+        torch.from_numpy(np.argsort(value.numpy(), axis=1))
+        if numpy_is_faster(value)
+        else value.argsort(dim=1)
+    )
     value = value.gather(1, order)
     bound = criterion.amax(dim=1)
     equal = value[:, 1:] == value[:, :-1]
@@ -82,7 +97,9 @@ def best_first(
         first, last = (value <= 0).sum(1, keepdim=True), (value < 0).sum(1, keepdim=True) - 1
         n_up, n_down = below - first, above - (n - 1 - last)
     t = torch.arange(length, device=order.device)
-    place = torch.cat(((first + t).expand_as(t + below), (last - t).expand_as(t + below)), dim=1).clamp_(0, n - 1)
+    place = torch.cat(((first + t).expand_as(t + below), (last - t).expand_as(t + below)), dim=1).clamp_(
+        0, n - 1
+    )
     return order.gather(1, place), torch.cat((t < n_up, t < n_down), dim=1)
 
 
@@ -113,7 +130,8 @@ def walk(
     length, change, error = columns // 2, swaps.change.flatten(), swaps.error.clone()
     start = torch.arange(n_rows, device=error.device) * columns
     up, down = start.clone(), start + length  # where each row's next swap is, for either sign of its error
-    # No row needs a flag for having stopped: without a swap nothing changes, so whatever stopped it stops it again.
+    # No row needs a flag for having stopped: without a swap nothing changes, so whatever stopped it stops it
+    # again.
     for cycle in range(max_cycles):
         positive = error > 0
         step = change[torch.where(positive, up, down)]
@@ -134,8 +152,11 @@ def walk(
 def block_partners(
     k: Tensor, grow: Tensor, prune: Tensor, grown: Int[Tensor, "rows n"], block: int
 ) -> tuple[Int[Tensor, "rows n"], Bool[Tensor, "rows n"]]:
-    """The weight pruned for each one grown, and whether there is one: the t-th grown of a block and sign takes the t-th that it offers."""
-    members = (grown - grown % block)[..., None] + torch.arange(block, device=grown.device)  # [rows, n, block]
+    """The weight pruned for each one grown, and whether there is one: the t-th grown of a block and sign
+    takes the t-th that it offers.
+    """
+    # [rows, n, block]
+    members = (grown - grown % block)[..., None] + torch.arange(block, device=grown.device)
     flat = members.flatten(1)
     helps = k.gather(1, flat).view(members.shape) * k.gather(1, grown)[..., None]
     rivals, offers = (criterion.gather(1, flat).view(members.shape) for criterion in (grow, prune))

@@ -19,13 +19,15 @@ PART = 2**22  # entries of a weight worked on at a time, so that memory stays bo
 
 @dataclass(frozen=True)
 class ExactSwap:
-    """Swaps by their exact effect on ||X (w_hat - w)||^2, from the Gram matrix G = X^T X of the inputs; ours, beyond the paper.
+    """Swaps by their exact effect on ||X (w_hat - w)||^2, from the Gram matrix G = X^T X of the inputs; ours,
+    beyond the paper.
 
-    With h = G (w_hat - w), growing k changes a row's objective by 2 w[k] h[k] + w[k]^2 G[k, k], and pruning j after it by
-    w[j]^2 G[j, j] - 2 w[j] (h[j] + w[k] G[j, k]). A cycle takes the best k, then the best j given it (N:M: the best pair of any
-    block), while the sum is an improvement. No row's objective rises; but it is measured on the calibration inputs, which many
-    cycles overfit: the default was best on validation text (notebook 08_ablation). G takes 4 * d_in^2 bytes in float32.
-    linears: which the pipeline refines, "all", "attention" or "mlp".
+    With h = G (w_hat - w), growing k changes a row's objective by 2 w[k] h[k] + w[k]^2 G[k, k], and pruning j
+    after it by w[j]^2 G[j, j] - 2 w[j] (h[j] + w[k] G[j, k]). A cycle takes the best k, then the best j given
+    it (N:M: the best pair of any block), while the sum is an improvement. No row's objective rises; but it is
+    measured on the calibration inputs, which many cycles overfit: the default was best on validation text
+    (notebook 08_ablation). G takes 4 * d_in^2 bytes in float32. linears: which the pipeline refines, "all",
+    "attention" or "mlp".
     """
 
     max_cycles: int = 10
@@ -36,13 +38,17 @@ class ExactSwap:
         check_cycles(self.max_cycles, self.linears)
 
     @torch.no_grad()
-    def run(self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None) -> Refinement:
+    def run(
+        self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None
+    ) -> Refinement:
         """The refined mask and what it took; pattern: the one the mask follows (None: unstructured).
 
         Raises UserError if the statistics hold no Gram matrix, or an N:M pattern does not divide the row.
         """
         if stats.gram is None:
-            raise UserError("exact_swap needs the Gram matrix of the inputs: gather the statistics with gram=True")
+            raise UserError(
+                "exact_swap needs the Gram matrix of the inputs: gather the statistics with gram=True"
+            )
         d_out, d_in = weight.shape
         if pattern is not None:
             pattern.check(d_out, d_in)
@@ -50,14 +56,23 @@ class ExactSwap:
         gram = stats.gram.to(weight)
         block = pattern.m if isinstance(pattern, NM) else None
         step = max(1, PART // d_in)
-        parts = (self._refine(*rows, gram, block) for rows in zip(weight.split(step), mask.split(step), strict=True))
+        parts = (
+            self._refine(*rows, gram, block)
+            for rows in zip(weight.split(step), mask.split(step), strict=True)
+        )
         return Refinement.of(*map(torch.cat, zip(*parts, strict=True)))
 
-    def __call__(self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None) -> Mask:
+    def __call__(
+        self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None
+    ) -> Mask:
         return self.run(weight, mask, stats, pattern).mask
 
-    def _refine(self, weight: Tensor, mask: Tensor, gram: Tensor, block: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mask, swaps and objective before and after of some rows; a row without an improving swap is as it was, and stays so."""
+    def _refine(
+        self, weight: Tensor, mask: Tensor, gram: Tensor, block: int | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mask, swaps and objective before and after of some rows; a row without an improving swap is as it
+        was, and stays so.
+        """
         refined, rows = mask.clone(), torch.arange(len(weight), device=weight.device)
         cycles = torch.zeros_like(rows)
         h = -(weight * ~mask) @ gram
@@ -73,7 +88,9 @@ class ExactSwap:
                 change_of_prune, j = torch.addcmul(cost, slope, grown, value=-1).add_(no_prune).min(dim=1)
                 change += change_of_prune
             else:
-                change, k, j = best_of_blocks(weight, gram, grow, torch.addcmul(cost, slope, h, value=-1).add_(no_prune), block)
+                change, k, j = best_of_blocks(
+                    weight, gram, grow, torch.addcmul(cost, slope, h, value=-1).add_(no_prune), block
+                )
             better = change < -torch.finfo(weight.dtype).eps * before  # a smaller gain may be rounding
             if not better.any():
                 break
@@ -98,7 +115,9 @@ def objective(weight: Weight, mask: Mask, gram: Float[Tensor, "d_in d_in"]) -> F
 def best_of_blocks(
     weight: Weight, gram: Float[Tensor, "d_in d_in"], grow: Weight, prune: Weight, block: int
 ) -> tuple[Float[Tensor, " d_out"], Int[Tensor, " d_out"], Int[Tensor, " d_out"]]:
-    """The change, the weight grown and the weight pruned of each row's best swap inside a block, from the change of each step alone."""
+    """The change, the weight grown and the weight pruned of each row's best swap inside a block, from the
+    change of each step alone.
+    """
     shape = (len(weight), -1, block)
     w, grow, prune = (x.reshape(shape) for x in (weight, grow, prune))
     start = torch.arange(0, weight.shape[1], block, device=weight.device)

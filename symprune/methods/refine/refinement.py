@@ -13,9 +13,11 @@ LINEARS = ("all", "attention", "mlp")
 
 @dataclass(frozen=True)
 class Refinement:
-    """A refined mask and what it took: rows with at least one swap, most cycles of any row, swaps, mean error of a row before and after.
+    """A refined mask and what it took: rows with at least one swap, most cycles of any row, swaps, mean error
+    of a row before and after.
 
-    The error is the refiner's own: |sum of removed contributions| for DSnoT and R2DSnoT, ||X (w_hat - w)||^2 for ExactSwap.
+    The error is the refiner's own: |sum of removed contributions| for DSnoT and R2DSnoT, ||X (w_hat - w)||^2
+    for ExactSwap.
     """
 
     mask: Mask
@@ -26,7 +28,13 @@ class Refinement:
     error_after: float
 
     @classmethod
-    def of(cls, mask: Mask, cycles: Int[Tensor, " d_out"], before: Float[Tensor, " d_out"], after: Float[Tensor, " d_out"]) -> "Refinement":
+    def of(
+        cls,
+        mask: Mask,
+        cycles: Int[Tensor, " d_out"],
+        before: Float[Tensor, " d_out"],
+        after: Float[Tensor, " d_out"],
+    ) -> "Refinement":
         """The report from each row's swaps (one a cycle) and errors."""
         counts = (int((cycles > 0).sum()), int(cycles.max()), int(cycles.sum()))
         return cls(mask, *counts, float(before.double().mean()), float(after.double().mean()))
