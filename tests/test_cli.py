@@ -234,7 +234,7 @@ def test_help_lists_the_commands(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
     assert re.findall(r"^    ([\w-]+)", out, flags=re.M) == COMMANDS
-    assert parser.__doc__ == f"The `symprune` command: {', '.join(COMMANDS)}."
+    assert " ".join(parser.__doc__.split()) == f"The `symprune` command: {', '.join(COMMANDS)}."
     assert "embedded" in out
 
 
