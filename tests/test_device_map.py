@@ -10,7 +10,7 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 
 from symprune import RIA, R2DSnoT, Recipe, Unstructured, UserError, Wanda, perplexity, prune
-from symprune.measure.experiment import Experiment
+from symprune.measure import Experiment, Protocol
 from symprune.methods.refine.exact_swap import ExactSwap
 from symprune.models.devices import ALL_GPUS, device_type
 from symprune.models.layers import decoder_layers, named_linears
@@ -70,7 +70,8 @@ def test_auto_without_a_gpu_is_the_cpu(checkpoint, monkeypatch):
 
 def test_an_experiment_on_all_devices_keeps_the_records_of_one(protocol):
     auto, plain = (
-        Experiment(**protocol, device=device).run([None, *RECIPES[:1]]) for device in (ALL_GPUS, "cpu")
+        Experiment(Protocol(**protocol, device=device)).run([None, *RECIPES[:1]])
+        for device in (ALL_GPUS, "cpu")
     )
     assert auto["record"].tolist() == plain["record"].tolist()
 

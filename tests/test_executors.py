@@ -19,9 +19,9 @@ import yaml
 from symprune import NM, RIA, Magnitude, Recipe, UserError, Wanda
 from symprune.base.records import Store, run_key
 from symprune.cli import main
-from symprune.measure import executors
+from symprune.measure import Accuracy, Experiment, Protocol, WindowLosses, executors
 from symprune.measure.executors import Ray, Shard
-from symprune.measure.experiment import Experiment
+from symprune.measure.experiment import Cell
 from symprune.text.tasks import CONTINUATION
 
 MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), NM(2, 4))
@@ -62,15 +62,16 @@ def command(*words: str, root: Path, **variables: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_a_shard_measures_exactly_what_is_missing_and_begins_where_no_other_does(n):
-    asked, states = [("model", None, seed) for seed in range(11)], ["recorded", "missing", "busy"]
+    cells = [Cell("model", seed, None, WindowLosses()) for seed in range(11)]
+    states = ["recorded", "missing", "busy"]
     begun = []
     measured: list[int] = []
     for i in range(1, n + 1):
-        Shard(i, n)(lambda *one: measured.append(one[2]), asked, lambda one: "missing")
+        Shard(i, n)(lambda cell: measured.append(cell.seed), cells, lambda cell: "missing")
         assert sorted(measured) == list(range(11))  # all of it, had the others died
         begun.append(measured[0])
         measured.clear()
-        Shard(i, n)(lambda *one: measured.append(one[2]), asked, lambda one: states[one[2] % 3])
+        Shard(i, n)(lambda cell: measured.append(cell.seed), cells, lambda cell: states[cell.seed % 3])
         assert sorted(measured) == [1, 4, 7, 10]
         measured.clear()
     assert len(set(begun)) == n
@@ -84,9 +85,9 @@ def test_a_shard_that_cannot_be_is_refused(i, n):
 
 
 def test_what_a_dead_process_was_measuring_is_waited_for_and_taken_over(protocol, monkeypatch):
-    experiment = Experiment(**protocol)
-    asked = experiment._perplexity_questions(protocol["models"][0], WANDA, 0)
-    lock = experiment.store.folder / ".locks" / f"{run_key(asked[0])}.lock"
+    experiment = Experiment(Protocol(**protocol))
+    asked = experiment.question(Cell(protocol["models"][0], 0, WANDA, WindowLosses()))
+    lock = experiment.store.folder / ".locks" / f"{run_key(asked)}.lock"
     lock.parent.mkdir(parents=True)
     holding = (
         f"import time; from filelock import FileLock; FileLock({str(lock)!r}).acquire(); print('held',"
@@ -111,7 +112,7 @@ def test_what_a_dead_process_was_measuring_is_waited_for_and_taken_over(protocol
     killer.join()
     assert len(rows) == 6
     # the others did not wait for it
-    assert set(rows["record"]) - set(there_when_killed) == {run_key(asked[0])}
+    assert set(rows["record"]) - set(there_when_killed) == {run_key(asked)}
 
 
 NOTEBOOK = """# ---
@@ -130,7 +131,7 @@ calibration_corpus = ""
 # %%
 from symprune import RIA, Magnitude, Recipe, Wanda
 from symprune.base import records
-from symprune.measure.experiment import Experiment
+from symprune.measure import Experiment, Protocol
 from symprune.paper.tables import Verdict, save_table, save_verdicts
 
 put = records.Store.put
@@ -144,11 +145,11 @@ def logged(store, record):
 
 records.Store.put = logged
 protocol = dict(profile=profile, models=models, calibration_corpus=calibration_corpus, evaluation_corpus=calibration_corpus)
-experiment = Experiment(**protocol, n_calib=2, n_eval=2, seq_len=32, seeds=[0, 1])
+experiment = Experiment(Protocol(**protocol, n_calib=2, n_eval=2, seq_len=32, seeds=[0, 1]))
 rows = experiment.run([None, Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA())])
 
 # %%
-more = Experiment(**protocol, n_calib=3, n_eval=2, seq_len=32, seeds=[0, 1]).run([Recipe(Magnitude()), Recipe(Wanda())])
+more = Experiment(Protocol(**protocol, n_calib=3, n_eval=2, seq_len=32, seeds=[0, 1])).run([Recipe(Magnitude()), Recipe(Wanda())])
 save_table(rows[["method", "seed", "perplexity", "record"]], profile, "02_toy")
 save_table(more[["method", "seed", "perplexity", "record"]], profile, "02_more")
 """
@@ -211,7 +212,9 @@ def test_two_shards_measure_everything_once_and_leave_the_drawing_to_a_plain_run
         for name in ("models", "calibration_corpus")
     }
     alone = Experiment(
-        "smoke", **shape, evaluation_corpus=shape["calibration_corpus"], n_calib=2, n_eval=2, seq_len=32
+        Protocol(
+            "smoke", **shape, evaluation_corpus=shape["calibration_corpus"], n_calib=2, n_eval=2, seq_len=32
+        )
     ).run(TOY)
     assert tables["table_02_toy"]["perplexity"].tolist() == pytest.approx(
         alone["perplexity"].tolist(), rel=1e-12
@@ -287,13 +290,13 @@ def test_options_that_do_not_go_together_are_refused(words, message, capsys):
 def test_without_ray_the_extra_is_named(protocol, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'symprune\[ray\]'"):
-        Experiment(**protocol).run([None], executor=Ray())
+        Experiment(Protocol(**protocol)).run([None], executor=Ray())
 
 
 def test_what_is_on_record_needs_no_cluster(protocol, monkeypatch):
-    Experiment(**protocol).run([None])
+    Experiment(Protocol(**protocol)).run([None])
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert len(Experiment(**protocol).run([None], executor=Ray())) == 1
+    assert len(Experiment(Protocol(**protocol)).run([None], executor=Ray())) == 1
 
 
 @pytest.fixture(scope="module")
@@ -318,22 +321,22 @@ def cluster():
 def test_ray_leaves_the_records_of_a_local_run_and_a_killed_worker_is_replaced(
     cluster, protocol, tmp_path, monkeypatch
 ):
-    here = Experiment(**{**protocol, "profile": "here"})
+    here = Experiment(Protocol(**{**protocol, "profile": "here"}))
     expected = here.run(RECIPES)
-    there = Experiment(**{**protocol, "profile": "there"})
+    there = Experiment(Protocol(**{**protocol, "profile": "there"}))
     killed, log = tmp_path / "killed", tmp_path / "log"
 
-    def with_a_kill(measure, asked, state):
-        def measure_or_die(model, recipe, seed):
+    def with_a_kill(measure, cells, state):
+        def measure_or_die(cell):
             with open(log, "a") as file:
-                file.write(f"{seed} {os.getpid()}\n")
+                file.write(f"{cell.seed} {os.getpid()}\n")
             # the last of this group: the one before is on record
-            if (recipe, seed) == (asked[-1][1], 1) and not killed.exists():
+            if cell == cells[-1] and not killed.exists():
                 killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            measure(model, recipe, seed)
+            measure(cell)
 
-        Ray(retries=1)(measure_or_die, asked, state)
+        Ray(retries=1)(measure_or_die, cells, state)
 
     with monkeypatch.context() as patch:
         patch.setattr("symprune.models.load_model", None)  # not in this process
@@ -346,7 +349,7 @@ def test_ray_leaves_the_records_of_a_local_run_and_a_killed_worker_is_replaced(
     assert len({pid for seed, pid in workers if seed == "1"}) == 2  # it died, and another took its place
     assert [seed for seed, _ in workers].count("0") == 4
     assert [seed for seed, _ in workers].count("1") == 4
-    first = there.store.get(there._perplexity_questions(protocol["models"][0], WANDA, 1)[0])
+    first = there.record(protocol["models"][0], WANDA, 1)
     file = there.store.folder / f"{first.key}.json"
     # what was on record when it died was not measured again
     assert file.stat().st_mtime <= killed.stat().st_mtime
@@ -354,7 +357,7 @@ def test_ray_leaves_the_records_of_a_local_run_and_a_killed_worker_is_replaced(
 
 def test_what_a_task_raises_is_raised_here_after_the_others_have_ended(cluster, protocol):
     # longer than the model's positions
-    experiment = Experiment(**{**protocol, "seq_len": 200, "eval_seq_len": 32})
+    experiment = Experiment(Protocol(**{**protocol, "seq_len": 200, "eval_seq_len": 32}))
     with pytest.raises(UserError, match=r"^seq_len 200 is above the 128 positions"):
         experiment.run([WANDA, None], executor=Ray())
 
@@ -364,16 +367,16 @@ def test_a_task_whose_workers_all_die_is_named(cluster):
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(RuntimeError, match="that measured tiny, seed 3, died 1 times"):
-        Ray(retries=0)(always_killed, [("tiny", None, 3)], lambda one: "missing")
+        Ray(retries=0)(always_killed, [Cell("tiny", 3, None, WindowLosses())], lambda cell: "missing")
 
 
 def test_zero_shot_scores_of_workers_are_those_of_a_local_run(cluster, protocol, monkeypatch):
-    recipes, options = [None, WANDA], {"tasks": [CONTINUATION], "limit": 3, "batch_size": 2}
-    here, there = (Experiment(**{**protocol, "profile": profile}) for profile in ("here", "there"))
-    expected = here.zero_shot(recipes, **options)
+    recipes, accuracy = [None, WANDA], Accuracy(CONTINUATION, limit=3, batch_size=2)
+    here, there = (Experiment(Protocol(**{**protocol, "profile": profile})) for profile in ("here", "there"))
+    expected = here.run(recipes, accuracy)
     with monkeypatch.context() as patch:
         patch.setattr("symprune.models.load_model", None)  # not in this process
-        rows = there.zero_shot(recipes, **options, executor=Ray())
+        rows = there.run(recipes, accuracy, executor=Ray())
     assert rows["record"].tolist() == expected["record"].tolist()
     assert answers(there) == answers(here)
     assert len(answers(there)) == 3

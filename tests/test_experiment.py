@@ -8,9 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from symprune import NM, RIA, DSnoT, Magnitude, Recipe, SymWanda, Unstructured, UserError, Wanda, models
-from symprune.base.records import Record
+from symprune.base.records import run_key
+from symprune.measure import Experiment, Protocol, WindowLosses, questions
 from symprune.measure import bench as module
-from symprune.measure.experiment import Experiment
+from symprune.measure.experiment import Cell
 
 MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), NM(2, 4))
 
@@ -19,13 +20,13 @@ MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), N
 def measured(monkeypatch) -> list:
     """What was measured, in order: the label of the recipe and the seed."""
     seen = []
-    measure = module.Bench.measure
+    measure = WindowLosses.measure
 
-    def watched(bench, recipe, seed):
+    def watched(self, bench, recipe, seed):
         seen.append((recipe.label if recipe else "dense", seed))
-        return measure(bench, recipe, seed)
+        return measure(self, bench, recipe, seed)
 
-    monkeypatch.setattr(module.Bench, "measure", watched)
+    monkeypatch.setattr(WindowLosses, "measure", watched)
     return seen
 
 
@@ -38,7 +39,7 @@ def forbid(monkeypatch, *names: str) -> None:
 
 
 def test_rows_come_in_the_order_of_the_recipes_with_one_row_per_seed_that_matters(protocol):
-    rows = Experiment(**protocol).run([None, RIA_NM, MAGNITUDE, WANDA])
+    rows = Experiment(Protocol(**protocol)).run([None, RIA_NM, MAGNITUDE, WANDA])
     assert list(zip(rows["method"], rows["pattern"], strict=True)) == [
         ("dense", "dense"),
         ("ria", "2:4"),
@@ -55,23 +56,23 @@ def test_rows_come_in_the_order_of_the_recipes_with_one_row_per_seed_that_matter
 
 
 def test_a_second_run_measures_nothing_and_does_not_load_the_model(protocol, measured, monkeypatch):
-    first = Experiment(**protocol).run([None, MAGNITUDE, WANDA])
+    first = Experiment(Protocol(**protocol)).run([None, MAGNITUDE, WANDA])
     assert measured == [("dense", 0), (MAGNITUDE.label, 0), (WANDA.label, 0), (WANDA.label, 1)]
     forbid(monkeypatch, "symprune.models.load_model")
-    second = Experiment(**protocol).run([None, MAGNITUDE, WANDA])
+    second = Experiment(Protocol(**protocol)).run([None, MAGNITUDE, WANDA])
     assert len(measured) == 4
     assert second.equals(first)
 
 
 def test_equal_recipes_are_asked_once(protocol, measured):
-    rows = Experiment(**{**protocol, "seeds": [0]}).run(
+    rows = Experiment(Protocol(**{**protocol, "seeds": [0]})).run(
         [Recipe(RIA(alpha=1)), Recipe(RIA(alpha=1.0)), Recipe(RIA(alpha=1.0))]
     )
     assert len(rows) == len(measured) == 1
 
 
 def test_a_run_that_died_goes_on_where_it_stopped(protocol, measured, monkeypatch):
-    real, calls = module.perplexity, []
+    real, calls = questions.perplexity, []
 
     def dies_at_the_third(*args, **options):
         calls.append(1)
@@ -80,26 +81,28 @@ def test_a_run_that_died_goes_on_where_it_stopped(protocol, measured, monkeypatc
         return real(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "perplexity", dies_at_the_third)
+        patch.setattr(questions, "perplexity", dies_at_the_third)
         with pytest.raises(KeyboardInterrupt):
-            Experiment(**protocol).run([None, MAGNITUDE, WANDA])
-    kept = {record.key for record in Experiment(**protocol).store}
+            Experiment(Protocol(**protocol)).run([None, MAGNITUDE, WANDA])
+    kept = {record.key for record in Experiment(Protocol(**protocol)).store}
     assert len(kept) == 2
     measured.clear()
-    rows = Experiment(**protocol).run([None, MAGNITUDE, WANDA])
+    rows = Experiment(Protocol(**protocol)).run([None, MAGNITUDE, WANDA])
     assert measured == [(WANDA.label, 0), (WANDA.label, 1)]
     assert kept < set(rows["record"])
 
 
 def test_after_an_error_the_same_experiment_measures_the_next_recipe_on_whole_weights(protocol, monkeypatch):
-    expected = Experiment(**{**protocol, "profile": "alone"}).record(protocol["models"][0], WANDA, 0)
-    experiment = Experiment(**protocol)
+    expected = Experiment(Protocol(**{**protocol, "profile": "alone"})).record(
+        protocol["models"][0], WANDA, 0
+    )
+    experiment = Experiment(Protocol(**protocol))
 
     def fail(*_, **__):
         raise RuntimeError("after pruning, before evaluation")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "perplexity", fail)
+        patch.setattr(questions, "perplexity", fail)
         with pytest.raises(RuntimeError, match="after pruning"):
             experiment.record(protocol["models"][0], MAGNITUDE)
     assert (
@@ -111,8 +114,8 @@ def test_after_an_error_the_same_experiment_measures_the_next_recipe_on_whole_we
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
 def test_weights_are_put_back_so_the_order_of_recipes_does_not_matter(protocol, propagate):
     recipes = [None, WANDA, Recipe(RIA(), Unstructured(0.8), DSnoT()), MAGNITUDE]
-    there = Experiment(**{**protocol, "profile": "there", "propagate": propagate}).run(recipes)
-    back = Experiment(**{**protocol, "profile": "back", "propagate": propagate}).run(recipes[::-1])
+    there = Experiment(Protocol(**{**protocol, "profile": "there", "propagate": propagate})).run(recipes)
+    back = Experiment(Protocol(**{**protocol, "profile": "back", "propagate": propagate})).run(recipes[::-1])
     perplexities = [dict(zip(rows["record"], rows["perplexity"], strict=True)) for rows in (there, back)]
     assert perplexities[0] == perplexities[1]
     assert len(perplexities[0]) == 6
@@ -120,7 +123,7 @@ def test_weights_are_put_back_so_the_order_of_recipes_does_not_matter(protocol, 
 
 def test_profiles_that_ask_the_same_share_their_keys(protocol):
     keys = [
-        Experiment(**{**protocol, **change}).record(protocol["models"][0], None).key
+        Experiment(Protocol(**{**protocol, **change})).record(protocol["models"][0], None).key
         for change in ({}, {"profile": "other"})
     ]
     assert keys[0] == keys[1]
@@ -141,8 +144,11 @@ def test_a_key_changes_with_what_its_answer_depends_on_and_with_nothing_else(
     protocol, change, dense_changes, magnitude_changes
 ):
     def keys(**changes):
-        bench = Experiment(**{**protocol, **changes})._set_up(protocol["models"][0])
-        return [Record(bench.question(recipe, 0), {}, {}).key for recipe in (None, MAGNITUDE, WANDA)]
+        experiment = Experiment(Protocol(**{**protocol, **changes}))
+        cells = [
+            Cell(protocol["models"][0], 0, recipe, WindowLosses()) for recipe in (None, MAGNITUDE, WANDA)
+        ]
+        return [run_key(experiment.question(cell)) for cell in cells]
 
     before, after = keys(), keys(**change)
     assert [a != b for a, b in zip(before, after, strict=True)] == [
@@ -161,7 +167,7 @@ def test_a_key_changes_with_the_weights_and_with_the_corpus_under_the_same_name(
     here = {**protocol, "models": [str(model)], "calibration_corpus": str(text)}
 
     def key():
-        return Record(Experiment(**here)._set_up(str(model)).question(WANDA, 0), {}, {}).key
+        return run_key(Experiment(Protocol(**here)).question(Cell(str(model), 0, WANDA, WindowLosses())))
 
     keys = [key()]
     tensors = load_file(model / "model.safetensors")
@@ -181,7 +187,7 @@ def test_statistics_of_the_dense_model_are_gathered_once_for_many_recipes(protoc
         return real(model, windows, uses, **options)
 
     monkeypatch.setattr(module, "accumulate", watched)
-    Experiment(**{**protocol, "propagate": "dense", "seeds": [0]}).run(
+    Experiment(Protocol(**{**protocol, "propagate": "dense", "seeds": [0]})).run(
         [None, WANDA, Recipe(RIA()), RIA_NM, MAGNITUDE]
     )
     assert gathered == [{"input_norm"}]
@@ -192,14 +198,14 @@ def test_statistics_of_the_dense_model_serve_other_processes_and_are_gathered_ag
 ):
     dense = {**protocol, "propagate": "dense", "seeds": [0]}
     model = protocol["models"][0]
-    first = Experiment(**dense).record(model, WANDA)
+    first = Experiment(Protocol(**dense)).record(model, WANDA)
     with monkeypatch.context() as patch:
         forbid(patch, "symprune.measure.bench.accumulate", "symprune.measure.bench.gather")
-        again = Experiment(**{**dense, "profile": "again"}).record(model, WANDA)
+        again = Experiment(Protocol(**{**dense, "profile": "again"})).record(model, WANDA)
     (file,) = (tmp_path / "statistics").iterdir()
     file.write_bytes(file.read_bytes()[:-7] + b"damaged")
     with pytest.warns(UserWarning, match="gathered again"):
-        after = Experiment(**{**dense, "profile": "after"}).record(model, WANDA)
+        after = Experiment(Protocol(**{**dense, "profile": "after"})).record(model, WANDA)
     assert first.metrics["perplexity"] == again.metrics["perplexity"] == after.metrics["perplexity"]
 
 
@@ -207,7 +213,7 @@ def test_gradients_are_another_question_than_activations(protocol):
     dense = {**protocol, "propagate": "dense", "seeds": [0]}
     model = protocol["models"][0]
     sides = [
-        Experiment(**{**dense, "output_side": side}).record(model, Recipe(SymWanda()))
+        Experiment(Protocol(**{**dense, "output_side": side})).record(model, Recipe(SymWanda()))
         for side in ("activations", "gradients")
     ]
     assert sides[0].key != sides[1].key
@@ -232,14 +238,14 @@ def test_gradients_are_another_question_than_activations(protocol):
 )
 def test_a_protocol_that_cannot_be_is_refused_before_anything_is_measured(protocol, change, words):
     with pytest.raises(UserError, match=words):
-        Experiment(**{**protocol, **change})
+        Experiment(Protocol(**{**protocol, **change}))
 
 
 def test_a_grid_reports_its_progress_to_whoever_asked(protocol, tmp_path, monkeypatch):
     import json
 
     monkeypatch.setenv("SYMPRUNE_PROGRESS", str(tmp_path / "progress"))
-    Experiment(**protocol).run([None, WANDA])
+    Experiment(Protocol(**protocol)).run([None, WANDA])
     reports = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()]
     assert [(report["done"], report["total"]) for report in reports] == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert [
@@ -254,7 +260,9 @@ def test_two_models_are_measured_one_after_the_other(protocol, checkpoint, tmp_p
     shutil.copytree(checkpoint, other)
     loaded, real = [], models.load_model
     monkeypatch.setattr(models, "load_model", lambda name, *args: loaded.append(name) or real(name, *args))
-    rows = Experiment(**{**protocol, "models": [str(checkpoint), str(other)]}).run([None, MAGNITUDE, WANDA])
+    rows = Experiment(Protocol(**{**protocol, "models": [str(checkpoint), str(other)]})).run(
+        [None, MAGNITUDE, WANDA]
+    )
     assert loaded == [str(checkpoint), str(other)]
     assert (
         rows["model"].tolist() == [str(checkpoint), str(other)] * 2 + [str(checkpoint)] * 2 + [str(other)] * 2

@@ -9,9 +9,8 @@ import pytest
 
 from symprune import Magnitude, Recipe, UserError
 from symprune.base import paths
+from symprune.measure import Accuracy, Experiment, Protocol, WindowLosses, dense_gate
 from symprune.measure import bench as module
-from symprune.measure import dense_gate
-from symprune.measure.experiment import Experiment
 
 RECIPE = Recipe(Magnitude())
 PROTOCOL = {"split": "evaluation", "seq_len": 32, "n_eval": 3}
@@ -42,7 +41,7 @@ def expect(corpus, monkeypatch):
 @pytest.fixture
 def dense(protocol, checkpoint) -> float:
     """What the model's perplexity is, measured from its folder."""
-    folder = Experiment(**{**protocol, "models": [str(checkpoint)], "profile": "folder"})
+    folder = Experiment(Protocol(**{**protocol, "models": [str(checkpoint)], "profile": "folder"}))
     return folder.record(str(checkpoint)).metrics["perplexity"]
 
 
@@ -55,10 +54,10 @@ def test_outside_the_tolerance_nothing_is_pruned_and_nothing_goes_on_record(
 
     monkeypatch.setattr(module, "prune", never)
     expect(dense * factor)
-    experiment = Experiment(**protocol)
+    experiment = Experiment(Protocol(**protocol))
     for run in (
         lambda: experiment.record("some/model", RECIPE),
-        lambda: experiment.zero_shot([RECIPE], ["continuation"], limit=1),
+        lambda: experiment.run([RECIPE], Accuracy("continuation", limit=1)),
     ):
         with pytest.raises(UserError) as caught:
             run()
@@ -82,29 +81,29 @@ def test_outside_the_tolerance_nothing_is_pruned_and_nothing_goes_on_record(
 def test_within_the_tolerance_the_dense_model_is_measured_first_and_once(
     protocol, expect, dense, monkeypatch
 ):
-    order, real = [], module.Bench.measure
-    monkeypatch.setattr(
-        module.Bench, "measure", lambda bench, recipe, seed: order.append(recipe) or real(bench, recipe, seed)
-    )
+    order, real = [], WindowLosses.measure
+    monkeypatch.setattr(WindowLosses, "measure", lambda *of: order.append(of[2]) or real(*of))
     expect(dense * 1.02, tolerance=0.03)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        experiment = Experiment(**protocol)
+        experiment = Experiment(Protocol(**protocol))
         experiment.record("some/model", RECIPE)
         assert experiment.record("some/model", None).metrics["perplexity"] == dense
-        Experiment(**protocol).record("some/model", Recipe(Magnitude(), RECIPE.pattern.__class__(0.7)))
-    assert [recipe is None for recipe in order] == [False, True, False]
+        Experiment(Protocol(**protocol)).record(
+            "some/model", Recipe(Magnitude(), RECIPE.pattern.__class__(0.7))
+        )
+    assert [recipe is None for recipe in order] == [True, False, False]
 
 
 def test_a_perplexity_that_is_infinite_is_outside(protocol, expect, corpus):
     expect(20.0)
     for value in (float("inf"), float("nan")):
         with pytest.raises(UserError, match="nothing is pruned"):
-            dense_gate.check_dense("some/model", {"corpus": str(corpus), **PROTOCOL}, value, bos=True)
+            dense_gate.check_dense("some/model", Protocol(**protocol), value, bos=True)
 
 
 def test_a_model_of_the_hub_without_a_stored_value_is_recorded_with_a_warning(protocol, dense):
-    experiment = Experiment(**protocol)
+    experiment = Experiment(Protocol(**protocol))
     with pytest.warns(UserWarning, match=f"no dense perplexity is stored for some/model .* {dense:.2f}"):
         experiment.record("some/model", RECIPE)
     assert sorted(record.run["recipe"] is None for record in experiment.store) == [False, True]
@@ -113,7 +112,7 @@ def test_a_model_of_the_hub_without_a_stored_value_is_recorded_with_a_warning(pr
 def test_of_a_folder_nothing_is_expected_and_the_dense_model_is_not_measured(protocol, checkpoint):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        experiment = Experiment(**{**protocol, "models": [str(checkpoint)]})
+        experiment = Experiment(Protocol(**{**protocol, "models": [str(checkpoint)]}))
         experiment.record(str(checkpoint), RECIPE)
     assert len(list(experiment.store)) == 1
 

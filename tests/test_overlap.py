@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symprune import RIA, DSnoT, LpNorm, Magnitude, Recipe, StochRIA, Unstructured, UserError, Wanda, prune
-from symprune.measure.experiment import Experiment
+from symprune.measure import Experiment, MaskOverlap, Protocol, ScoreTime
 from symprune.methods.overlap import entropy_of_kept, jaccard
 from symprune.models.load import load_model, load_tokenizer
 from symprune.paper.figures import perplexity_curves
@@ -62,76 +62,105 @@ def test_unevenness_is_close_to_half_the_variance():
     """1 - H ~ var(n q) / (2 log n): what the docstring says of small differences."""
     mask = random_mask(300, 2000, 0)
     relative = mask.sum(dim=1).double() / mask.sum() * 300
-    assert 1 - entropy_of_kept(mask, 0) == pytest.approx(relative.var(unbiased=False).item() / (2 * math.log(300)), rel=0.05)
+    assert 1 - entropy_of_kept(mask, 0) == pytest.approx(
+        relative.var(unbiased=False).item() / (2 * math.log(300)), rel=0.05
+    )
 
 
 @pytest.fixture
 def experiment(checkpoint, corpus, tmp_path, monkeypatch) -> Experiment:
     monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path))
     corpora = {"calibration_corpus": str(corpus), "evaluation_corpus": str(corpus)}
-    return Experiment("test", [str(checkpoint)], **corpora, n_calib=2, n_eval=3, seq_len=32, propagate="dense")
+    sizes = {"n_calib": 2, "n_eval": 3, "seq_len": 32}
+    return Experiment(Protocol("test", (str(checkpoint),), **corpora, **sizes, propagate="dense"))
 
 
-def test_masks_of_an_experiment_are_those_of_prune(experiment):
+def with_other(experiment: Experiment, **changes) -> Experiment:
+    return Experiment(replace(experiment.protocol, **changes))
+
+
+def test_masks_of_an_experiment_are_those_of_prune(experiment, monkeypatch):
     """Refined masks included; one record per pair and seed, found again without a model."""
     recipe, reference = Recipe(RIA(), Unstructured(0.5), DSnoT()), Recipe(Magnitude(), Unstructured(0.5))
-    rows = experiment.compare_masks([(recipe, reference), (reference, reference)])
-    assert list(zip(rows["method"], rows["refine"], strict=True)) == [("ria", "dsnot"), ("magnitude", "none"), ("ria", "dsnot")]
-    assert rows["seed"].tolist()[::2] == [0, 1]
-    windows = calibration_windows(experiment.calibration_corpus, load_tokenizer(experiment.models[0]), 2, 32, seed=1)
-    masks = [prune(load_model(experiment.models[0]), windows, r, "dense", keep_masks=True).masks for r in (recipe, reference)]
-    last = rows.iloc[2]
+    rows = experiment.run([(recipe, reference), (reference, reference)], MaskOverlap())
+    assert list(zip(rows["method"], rows["refine"], strict=True)) == [
+        ("ria", "dsnot"),
+        ("ria", "dsnot"),
+        ("magnitude", "none"),
+    ]
+    assert rows["seed"].tolist()[:2] == [0, 1]
+    windows = calibration_windows(
+        experiment.protocol.calibration_corpus, load_tokenizer(experiment.protocol.models[0]), 2, 32, seed=1
+    )
+    masks = [
+        prune(load_model(experiment.protocol.models[0]), windows, r, "dense", keep_masks=True).masks
+        for r in (recipe, reference)
+    ]
+    last = rows.iloc[1]
     assert last["linear_jaccard"] == [jaccard(masks[0][name], masks[1][name]) for name in masks[0]]
     assert last["linear_entropy_columns"] == [entropy_of_kept(mask, 1) for mask in masks[0].values()]
     assert last["jaccard"] == pytest.approx(sum(last["linear_jaccard"]) / len(masks[0]))
-    assert rows["jaccard"][1] == 1
+    assert rows["jaccard"][2] == 1
     assert rows["record"].is_unique
     assert {record.key for record in experiment.store} == set(rows["record"])
-    experiment._bench.measure_masks = None  # whatever is on record is not measured again
-    assert experiment.compare_masks([(recipe, reference)])["record"].tolist() == rows["record"][[0, 2]].tolist()
+    monkeypatch.setattr(MaskOverlap, "measure", None)  # whatever is on record is not measured again
+    again = experiment.run([(recipe, reference)], MaskOverlap())
+    assert again["record"].tolist() == rows["record"][:2].tolist()
 
 
 def test_masks_of_experts_that_no_token_reached_are_those_of_prune(experiment, tokenizer, tmp_path):
     """Their scores would be all zero, and their masks only ties."""
     name = str(tmp_path / "mixture")
-    tiny.model("mixtral", vocab_size=len(tokenizer), num_local_experts=16, num_experts_per_tok=1).save_pretrained(name)
+    tiny.model(
+        "mixtral", vocab_size=len(tokenizer), num_local_experts=16, num_experts_per_tok=1
+    ).save_pretrained(name)
     tokenizer.save_pretrained(name)
-    experiment = replace(experiment, models=[name], n_calib=1, seq_len=8, seeds=[0])
+    experiment = with_other(experiment, models=(name,), n_calib=1, seq_len=8, eval_seq_len=8, seeds=(0,))
     recipe, reference = Recipe(Wanda(), Unstructured(0.5), DSnoT()), Recipe(Magnitude(), Unstructured(0.5))
-    (row,) = experiment.compare_masks([(recipe, reference)]).to_dict("records")
-    windows = calibration_windows(experiment.calibration_corpus, tokenizer, 1, 8, seed=0)
-    report, other = (prune(load_model(name), windows, r, "dense", keep_masks=True) for r in (recipe, reference))
+    (row,) = experiment.run([(recipe, reference)], MaskOverlap()).to_dict("records")
+    windows = calibration_windows(experiment.protocol.calibration_corpus, tokenizer, 1, 8, seed=0)
+    report, other = (
+        prune(load_model(name), windows, r, "dense", keep_masks=True) for r in (recipe, reference)
+    )
     assert len(report.unreached) >= 8 * 3, "eight tokens reach eight experts of sixteen at most"
-    assert row["linear_jaccard"] == [jaccard(report.masks[linear], other.masks[linear]) for linear in report.masks]
+    assert row["linear_jaccard"] == [
+        jaccard(report.masks[linear], other.masks[linear]) for linear in report.masks
+    ]
     assert all(row["linear_jaccard"][list(report.masks).index(linear)] == 1 for linear in report.unreached)
 
 
 def test_masks_are_compared_on_the_dense_model_only(experiment):
-    experiment.propagate = "pruned"
+    pair = Recipe(RIA()), Recipe(Magnitude())
     with pytest.raises(UserError, match="propagate 'dense'"):
-        experiment.compare_masks([(Recipe(RIA()), Recipe(Magnitude()))])
+        with_other(experiment, propagate="pruned").run([pair], MaskOverlap())
+    with pytest.raises(UserError, match="propagate 'dense'"):
+        experiment.run([pair], MaskOverlap(against=replace(experiment.protocol, propagate="pruned")))
 
 
 def test_references_may_be_calibrated_otherwise(experiment):
     """Seed by seed against another experiment: the overlap of masks calibrated on different windows."""
     recipe = Recipe(Wanda(), Unstructured(0.5))
-    other = replace(experiment, n_calib=1, seeds=[2, 3])
-    rows = experiment.compare_masks([(recipe, recipe)], other)
-    tokenizer = load_tokenizer(experiment.models[0])
+    other = replace(experiment.protocol, n_calib=1, seeds=(2, 3))
+    rows = experiment.run([(recipe, recipe)], MaskOverlap(against=other))
+    tokenizer = load_tokenizer(experiment.protocol.models[0])
     for row, seeds in zip(rows.to_dict("records"), [(0, 2), (1, 3)], strict=True):
         windows = (
-            calibration_windows(experiment.calibration_corpus, tokenizer, n, 32, seed) for n, seed in zip((2, 1), seeds, strict=True)
+            calibration_windows(experiment.protocol.calibration_corpus, tokenizer, n, 32, seed)
+            for n, seed in zip((2, 1), seeds, strict=True)
         )
-        ours, theirs = (prune(load_model(experiment.models[0]), w, recipe, "dense", keep_masks=True).masks for w in windows)
+        ours, theirs = (
+            prune(load_model(experiment.protocol.models[0]), w, recipe, "dense", keep_masks=True).masks
+            for w in windows
+        )
         assert row["linear_jaccard"] == [jaccard(ours[name], theirs[name]) for name in ours]
         assert 0.4 < row["jaccard"] < 1
     with pytest.raises(ValueError, match="zip"):
-        experiment.compare_masks([(recipe, recipe)], replace(experiment, seeds=[2]))
+        experiment.run([(recipe, recipe)], MaskOverlap(against=replace(other, seeds=(2,))))
 
 
 def test_timings_are_kept_round_by_round(experiment):
-    scores = [RIA(), StochRIA(beta=0.25), Magnitude()]
-    rows = experiment.time_scores(scores, repeats=3, n_layers=1)
+    scores, measurement = (RIA(), StochRIA(beta=0.25), Magnitude()), ScoreTime(repeats=3, n_layers=1)
+    rows = experiment.run([scores], measurement)
     assert rows["method"].tolist() == ["ria", "stochria(beta=0.25)", "magnitude"]
     assert rows["ratio"][0] == 1
     assert (rows["seconds"] > 0).all()
@@ -139,7 +168,7 @@ def test_timings_are_kept_round_by_round(experiment):
     assert rows["score.beta"].tolist()[1] == 0.25
     (record,) = experiment.store
     assert len(record.metrics["linears"]) == 7, "one decoder layer of seven linears"
-    assert experiment.time_scores(scores, repeats=3, n_layers=1).equals(rows), "found, not timed again"
+    assert experiment.run([scores], measurement).equals(rows), "found, not timed again"
 
 
 def test_sweeps_can_be_pivoted_and_drawn(experiment):

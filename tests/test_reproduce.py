@@ -15,7 +15,13 @@ from symprune.base import paths
 from symprune.base.records import Record, read_lines, write_lines
 from symprune.cli import main
 from symprune.paper import reproduce
-from symprune.paper.reproduce import compare_with_published, load_profile, notebook_names, parameters_of, resolve_notebooks
+from symprune.paper.reproduce import (
+    compare_with_published,
+    load_profile,
+    notebook_names,
+    parameters_of,
+    resolve_notebooks,
+)
 
 PROFILES = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
 NOTEBOOKS = notebook_names()

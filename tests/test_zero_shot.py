@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from symprune import Magnitude, Recipe, Unstructured, UserError, Wanda, prune, zero_shot
-from symprune.measure import bench as module
-from symprune.measure.experiment import Experiment
+from symprune.measure import Accuracy, Experiment, Protocol
+from symprune.measure import questions as module
 from symprune.models.layers import copy_weights, named_linears
 from symprune.models.load import load_model
 from symprune.text import corpora
@@ -266,7 +266,7 @@ WANDA = Recipe(Wanda(), Unstructured(0.8))
 
 
 def test_scores_are_measured_once_and_found_again(protocol, monkeypatch):
-    first = Experiment(**protocol).zero_shot([None, WANDA], [CONTINUATION], limit=3)
+    first = Experiment(Protocol(**protocol)).run([None, WANDA], Accuracy(CONTINUATION, limit=3))
     assert list(zip(first["method"], first["seed"].fillna(-1), strict=True)) == [
         ("dense", -1),
         ("wanda", 0),
@@ -275,7 +275,7 @@ def test_scores_are_measured_once_and_found_again(protocol, monkeypatch):
     assert first["task"].tolist() == [CONTINUATION] * 3
     assert [text.count("1") / 3 for text in first["correct"]] == first["acc"].tolist()
     monkeypatch.setattr("symprune.models.load_model", None)
-    assert Experiment(**protocol).zero_shot([None, WANDA], [CONTINUATION], limit=3).equals(first)
+    assert Experiment(Protocol(**protocol)).run([None, WANDA], Accuracy(CONTINUATION, limit=3)).equals(first)
 
 
 def test_the_model_is_pruned_as_for_perplexity_and_put_back(protocol, tokenizer, monkeypatch):
@@ -286,7 +286,7 @@ def test_the_model_is_pruned_as_for_perplexity_and_put_back(protocol, tokenizer,
         return zero_shot(model, *args)
 
     monkeypatch.setattr(module, "zero_shot", watched)
-    Experiment(**{**protocol, "seeds": [1]}).zero_shot([WANDA, None], [CONTINUATION], limit=1)
+    Experiment(Protocol(**{**protocol, "seeds": [1]})).run([WANDA, None], Accuracy(CONTINUATION, limit=1))
     model = load_model(protocol["models"][0])
     dense = copy_weights(model)
     prune(model, corpora.calibration_windows(protocol["calibration_corpus"], tokenizer, 2, 32, 1), WANDA)
@@ -297,15 +297,17 @@ def test_the_model_is_pruned_as_for_perplexity_and_put_back(protocol, tokenizer,
 
 def test_a_key_changes_with_the_examples_and_not_with_the_evaluation_text(protocol):
     def keys(limit: int = 2, **changes) -> list[str]:
-        rows = Experiment(**{**protocol, **changes}).zero_shot([None], [CONTINUATION], limit=limit)
+        rows = Experiment(Protocol(**{**protocol, **changes})).run(
+            [None], Accuracy(CONTINUATION, limit=limit)
+        )
         return rows["record"].tolist()
 
     first = keys()
     assert keys(n_eval=2) == first
     assert keys(limit=3) != first
-    perplexity = Experiment(**protocol).record(protocol["models"][0])
+    perplexity = Experiment(Protocol(**protocol)).record(protocol["models"][0])
     assert perplexity.key not in first
-    record = next(record for record in Experiment(**protocol).store if record.key == first[0])
+    record = next(record for record in Experiment(Protocol(**protocol)).store if record.key == first[0])
     assert record.run["zero_shot"].keys() == {"task", "limit", "version", "examples", "bos"}
     assert record.run["zero_shot"]["bos"] is False
 

@@ -2,6 +2,19 @@
 
 from symprune.measure.experiment import Experiment
 from symprune.measure.perplexity import Perplexity, perplexity
+from symprune.measure.protocol import Protocol
+from symprune.measure.questions import Accuracy, MaskOverlap, ScoreTime, WindowLosses
 from symprune.measure.zero_shot import ZeroShot, zero_shot
 
-__all__ = ["Experiment", "Perplexity", "ZeroShot", "perplexity", "zero_shot"]
+__all__ = [
+    "Accuracy",
+    "Experiment",
+    "MaskOverlap",
+    "Perplexity",
+    "Protocol",
+    "ScoreTime",
+    "WindowLosses",
+    "ZeroShot",
+    "perplexity",
+    "zero_shot",
+]

@@ -7,17 +7,18 @@ from pathlib import Path
 import yaml
 
 from symprune.base.errors import UserError
-from symprune.models.load import EMBEDDED
+from symprune.measure.protocol import Protocol
+from symprune.models import EMBEDDED
 
 
-def is_gated(model: str, protocol: dict) -> bool:
+def is_gated(model: str, protocol: Protocol) -> bool:
     """Whether the dense perplexity must be known before `model` is pruned: a value is stored for it, or it is
     a model of the hub.
     """
     return _expected(model, protocol) is not None or _is_of_the_hub(model)
 
 
-def check_dense(model: str, protocol: dict, perplexity: float, bos: bool) -> None:
+def check_dense(model: str, protocol: Protocol, perplexity: float, bos: bool) -> None:
     """Compare a dense perplexity with the one stored for the model and protocol (corpus, split, seq_len,
     n_eval).
 
@@ -42,10 +43,15 @@ def check_dense(model: str, protocol: dict, perplexity: float, bos: bool) -> Non
         )
 
 
-def _expected(model: str, protocol: dict) -> dict | None:
-    return next(
-        (entry for entry in _entries() if entry["model"] == model and entry["protocol"] == protocol), None
-    )
+def _expected(model: str, protocol: Protocol) -> dict | None:
+    evaluation = {
+        "corpus": protocol.evaluation_corpus,
+        "split": protocol.evaluation_split,
+        "seq_len": protocol.eval_seq_len,
+        "n_eval": protocol.n_eval,
+    }
+    found = (entry for entry in _entries() if (entry["model"], entry["protocol"]) == (model, evaluation))
+    return next(found, None)
 
 
 def _is_of_the_hub(model: str) -> bool:

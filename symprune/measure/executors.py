@@ -1,9 +1,9 @@
 """Where an experiment is measured: on a Ray cluster, or by several processes that share a folder of records.
 
 An executor only sees to it that records are there; the experiment then finds them in its store, and measures
-what is still missing. It is called as `executor(measure, asked, state)`: the questions as (model, recipe,
-seed) in order, `measure(*one)` leaves its record, `state(one)` is "recorded", "busy" while another process
-measures it, or "missing".
+what is still missing. It is called as `executor(measure, cells, state)`: the cells of a grid in order,
+`measure(cell)` leaves its record, `state(cell)` is "recorded", "busy" while another process measures it, or
+"missing". A cell has a model and a seed, and its `str` says what it is.
 """
 
 import os
@@ -14,12 +14,10 @@ from typing import Any
 from symprune.base import paths
 from symprune.base.errors import UserError
 from symprune.base.progress import announce
-from symprune.methods.recipe import Recipe, parse_method
+from symprune.methods.recipe import parse_method
 
 # environment variable: the executor of experiments that are given none, such as shard(i=2,n=4)
 VARIABLE = "SYMPRUNE_EXECUTOR"
-
-Asked = tuple[str, Recipe | None, int]
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,13 @@ class Shard:
         if not 1 <= self.i <= self.n:
             raise UserError(f"shard {self.i}/{self.n}: must be i/n with 1 <= i <= n, such as 2/4")
 
-    def __call__(self, measure: Callable, asked: Sequence[Asked], state: Callable[[Asked], str]) -> None:
+    def __call__(self, measure: Callable, cells: Sequence[Any], state: Callable[[Any], str]) -> None:
         """Measure what no other process has measured or is measuring."""
-        begin = (self.i - 1) * len(asked) // self.n
-        for done, one in enumerate([*asked[begin:], *asked[:begin]]):
-            if state(one) == "missing":
-                announce(describe(*one), done, len(asked))
-                measure(*one)
+        begin = (self.i - 1) * len(cells) // self.n
+        for done, cell in enumerate([*cells[begin:], *cells[:begin]]):
+            if state(cell) == "missing":
+                announce(str(cell), done, len(cells))
+                measure(cell)
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,14 @@ class Ray:
     num_gpus: float = 0.0
     retries: int = 2
 
-    def __call__(self, measure: Callable, asked: Sequence[Asked], state: Callable[[Asked], str]) -> None:
+    def __call__(self, measure: Callable, cells: Sequence[Any], state: Callable[[Any], str]) -> None:
         """Measure what is not on record, and wait for it; the first error is raised after all tasks have
         ended.
         """
-        groups: dict[tuple[str, int], list[Asked]] = {}
-        for model, recipe, seed in asked:
-            if state((model, recipe, seed)) != "recorded":
-                groups.setdefault((model, seed), []).append((model, recipe, seed))
+        groups: dict[tuple[str, int], list] = {}
+        for cell in cells:
+            if state(cell) != "recorded":
+                groups.setdefault((cell.model, cell.seed), []).append(cell)
         if not groups:
             return
         ray = self._connected()
@@ -132,11 +130,6 @@ def to_text(executor: Ray | Shard) -> str:
     return f"{name}({', '.join(f'{f.name}={getattr(executor, f.name)!r}' for f in fields(executor))})"
 
 
-def describe(model: str, recipe: Recipe | None, seed: int) -> str:
-    """A question in words, for a progress bar."""
-    return f"{model} {recipe.label if recipe else 'dense'}, seed {seed}"
-
-
 def absolute_paths() -> dict[str, str]:
     """Environment variables by which a process that runs in another folder finds the same project, outputs,
     cache and data.
@@ -161,8 +154,8 @@ def _variables() -> dict[str, str]:
     return {name: os.environ[name] for name in same if name in os.environ} | absolute_paths()
 
 
-def _measure_all(measure: Callable[..., Any], asked: Sequence[Asked], folder: str) -> None:
+def _measure_all(measure: Callable[..., Any], cells: Sequence[Any], folder: str) -> None:
     """What a worker does: the store makes it safe to do again."""
     os.chdir(folder)  # a model or a corpus may be named relative to it
-    for one in asked:
-        measure(*one)
+    for cell in cells:
+        measure(cell)

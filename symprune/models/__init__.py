@@ -4,6 +4,7 @@ from symprune.models.devices import device_type
 from symprune.models.layers import (
     copy_weights,
     decoder_layers,
+    linears_by_layer,
     named_linears,
     prunable_linears,
     restore_weights,
@@ -28,6 +29,7 @@ __all__ = [
     "decoder_layers",
     "device_type",
     "fingerprint",
+    "linears_by_layer",
     "load_model",
     "load_tokenizer",
     "locate",
