@@ -30,8 +30,8 @@ unit: $(READY)
 # others wrote.
 notebooks: $(READY)
 	rm -rf build/nbval
-	SYMPRUNE_OUTPUT=build/nbval $(PARALLEL) $(NBVAL) notebooks/0*.ipynb
-	SYMPRUNE_OUTPUT=build/nbval $(BIN)/pytest $(NBVAL) notebooks/10_report.ipynb
+	SYMPRUNE_OUTPUT=build/nbval $(PARALLEL) $(NBVAL) $(filter-out notebooks/99_report.ipynb,$(wildcard notebooks/*.ipynb))
+	SYMPRUNE_OUTPUT=build/nbval $(BIN)/pytest $(NBVAL) notebooks/99_report.ipynb
 
 render: $(READY)
 	$(BIN)/symprune render

@@ -492,7 +492,7 @@ def test_a_corpus_that_cannot_be_used_is_refused(refused, small, tmp_path, name,
     ("argv", "words"),
     [
         (["reproduce", "--profile", "cpuu"], ["unknown profile 'cpuu'", "cpu"]),
-        (["reproduce", "99", "--profile", "cpu"], ["unknown notebook '99'"]),
+        (["reproduce", "98", "--profile", "cpu"], ["unknown notebook '98'"]),
         (["render", "quickstart"], ["unknown notebook 'quickstart'", "00_quickstart"]),
         ([], ["COMMAND"]),
         (["prun"], ["prun"]),

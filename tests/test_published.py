@@ -6,7 +6,7 @@ from symprune import NM, Magnitude, Recipe, Unstructured, Wanda
 from symprune.base import paths
 from symprune.base.records import read_lines
 from symprune.measure import Experiment, Protocol
-from symprune.paper.reproduce import load_profile
+from symprune.paper.profiles import load_profile
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from symprune.base import paths
+from symprune.paper.notebooks import notebook_names
 from symprune.paper.report import asked, claims_page, save_report
-from symprune.paper.reproduce import notebook_names
 from symprune.paper.tables import VERDICTS, load_verdicts
 
 PUBLISHED = ("cpu", "cpu_full")

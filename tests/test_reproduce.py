@@ -11,17 +11,13 @@ import pytest
 import yaml
 
 from symprune import UserError
-from symprune.base import paths
+from symprune.base import paths, progress
 from symprune.base.records import Record, read_lines, write_lines
 from symprune.cli import main
-from symprune.paper import reproduce
-from symprune.paper.reproduce import (
-    compare_with_published,
-    load_profile,
-    notebook_names,
-    parameters_of,
-    resolve_notebooks,
-)
+from symprune.paper import notebooks, reproduce
+from symprune.paper.notebooks import notebook_names, parameters_of, resolve_notebooks
+from symprune.paper.profiles import load_profile
+from symprune.paper.reproduce import compare_with_published
 
 PROFILES = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
 NOTEBOOKS = notebook_names()
@@ -157,8 +153,30 @@ def test_notebooks_are_found_by_name_or_number_each_once(project):
     notebook(project, "02_third", "")
     assert resolve_notebooks([]) == ["00_first", "02_third"]
     assert resolve_notebooks(["02", "02_third"]) == ["02_third"]
+    notebook(project, "99_report", "")
+    notebook(project, "99_zebra", "")
+    assert resolve_notebooks([])[-1] == resolve_notebooks(["99"])[-1] == "99_report"
     with pytest.raises(UserError, match="unknown notebook 'third': did you mean 02_third"):
         resolve_notebooks(["00", "third"])
+
+
+def test_a_profile_runs_the_notebooks_it_lists_and_others_only_if_named(project):
+    for name in ("smoke", "full"):
+        profile(project, name, profile=name, number=1, notebooks=["00_first"])
+    notebook(project, "01_second", "print(number)")
+    reproduce.reproduce([], "full", show=False)
+    assert [file.name for file in (project / "results/full").glob("*.ipynb")] == ["00_first.ipynb"]
+    reproduce.reproduce(["01"], "full", show=False)
+    assert (project / "results/full/01_second.ipynb").exists()
+    profile(project, "full", profile="full", number=1, notebooks=["11_none"])
+    with pytest.raises(UserError, match="unknown notebook '11_none'"):
+        reproduce.reproduce([], "full", show=False)
+
+
+def test_every_notebook_is_checked_and_the_report_after_all_others():
+    make = (paths.ROOT / "Makefile").read_text()
+    assert re.search(r"filter-out notebooks/99_report\.ipynb,\$\(wildcard notebooks/\*\.ipynb\)", make)
+    assert NOTEBOOKS[-1] == notebooks.REPORT == "99_report"
 
 
 # Pairs.
@@ -256,12 +274,12 @@ def test_a_notebook_whose_kernel_dies_is_named(project, capsys):
 def test_rendering_is_the_same_bytes_each_time_and_a_failure_keeps_the_former(project, capsys):
     notebook(project, "01_second", "import os\nprint(sorted(os.listdir(os.environ['SYMPRUNE_OUTPUT'])))")
     notebook(project, "00_first", "import os, pathlib\nprint(pathlib.Path(os.environ['SYMPRUNE_OUTPUT'], 'left').write_text('x'))")
-    pairs = reproduce.render()
+    pairs = notebooks.render()
     first = {pair.name: pair.read_bytes() for pair in pairs}
     assert first.keys() == {"00_first.ipynb", "01_second.ipynb"}
     assert output(pairs[1]) == "['left']\n"  # a report finds what the notebooks before it wrote
     assert not (project / "results").exists()
-    reproduce.render(["00"])
+    notebooks.render(["00"])
     notebook(project, "01_second", "raise ArithmeticError('no')")
     assert main(["render", "01"]) == 1
     assert "notebook 01_second failed with ArithmeticError: no" in capsys.readouterr().err
@@ -271,7 +289,7 @@ def test_rendering_is_the_same_bytes_each_time_and_a_failure_keeps_the_former(pr
 def test_the_bar_follows_the_progress_file_and_survives_a_line_half_written(capfd):
     import time
 
-    with reproduce._progress_bar("[1/1] 00_first", show=True) as file, open(file, "a") as f:
+    with progress.following("[1/1] 00_first", show=True) as file, open(file, "a") as f:
         f.write('{"label": "tiny dense, seed 0", "done": 0, "total": 4}\n{"label": "tiny wanda, seed 0", "do')
         f.flush()
         time.sleep(0.8)

@@ -17,7 +17,7 @@ from symprune.cli import main
 from symprune.methods.recipe import parse_method
 from symprune.methods.scores import SCORES
 from symprune.models.load import load_model, load_tokenizer
-from symprune.paper.reproduce import load_profile
+from symprune.paper.profiles import load_profile
 
 SOURCES = [*sorted((paths.ROOT / "symprune").rglob("*.py")), *sorted(paths.NOTEBOOKS.glob("*.py"))]
 # Each can run code from a file or a string.

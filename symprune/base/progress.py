@@ -1,8 +1,14 @@
 """Progress: a bar on a terminal, or lines in a file that another process turns into one."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,3 +28,50 @@ def announce(label: str, done: int, total: int) -> None:
     if file := os.environ.get(FILE):
         with open(file, "a") as f:
             f.write(json.dumps({"label": label, "done": done, "total": total}) + "\n")
+
+
+@contextlib.contextmanager
+def following(title: str, show: bool) -> Iterator[Path]:
+    """A bar that follows the file which a kernel reports into: notebook, recipe, time left."""
+    from tqdm import tqdm
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "progress"
+        file.touch()
+        terminal = sys.stderr.isatty()  # a log gets a line for each recipe, not a bar redrawn twice a second
+        shape = "{desc} |{bar}| {n}/{total} [{elapsed}<{remaining}]"
+        bar = tqdm(total=0, desc=title, disable=not (show and terminal), dynamic_ncols=True, bar_format=shape)
+        finished = threading.Event()
+
+        def follow() -> None:
+            seen = 0
+            while not finished.wait(0.5):
+                lines = file.read_text().split("\n")[:-1]  # the last may not be written to its end yet
+                for line in lines[seen:]:
+                    report = json.loads(line)
+                    if report["done"] == 0:  # another grid begins: its time left is its own
+                        bar.reset(total=report["total"])
+                    bar.update(report["done"] - bar.n)
+                    bar.set_description(f"{title}: {report['label']}")
+                    if show and not terminal:
+                        print(
+                            f"{title} {report['done']}/{report['total']}: {report['label']}",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+                seen = len(lines)
+                bar.refresh()
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        start = time.monotonic()
+        try:
+            yield file
+        finally:
+            finished.set()
+            follower.join()
+            summary = f"{title}: {time.monotonic() - start:.0f} s"
+            bar.set_description(summary)
+            bar.close()
+            if show and not terminal:
+                print(summary, file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from symprune.measure.zero_shot import zero_shot
 from symprune.methods.recipe import Recipe, parse_method, parse_pattern
 from symprune.methods.refine import REFINERS
 from symprune.methods.scores import SCORES
-from symprune.paper import reproduce, verify
+from symprune.paper import notebooks, reproduce, verify
 from symprune.pruning import mask_files, stats_files
 from symprune.pruning.calibrate import OUTPUT_SIDES, accumulate
 from symprune.pruning.cost import batch_size_of
@@ -336,7 +336,7 @@ def run_verify_report(args: argparse.Namespace) -> Answer:
 
 def run_render(args: argparse.Namespace) -> Answer:
     """Execute the notebooks' sources into their pairs."""
-    written = [str(path) for path in reproduce.render(args.notebooks)]
+    written = [str(path) for path in notebooks.render(args.notebooks)]
     return Answer({"written": written}, "\n".join(written))
 
 

@@ -12,7 +12,15 @@ import yaml
 
 from symprune.base import paths
 from symprune.base.files import write_whole
-from symprune.paper.tables import NOT_RUN, VERDICTS, load_verdicts, saved_by, saved_figures, saved_tables, verdict_page
+from symprune.paper.tables import (
+    NOT_RUN,
+    VERDICTS,
+    load_verdicts,
+    saved_by,
+    saved_figures,
+    saved_tables,
+    verdict_page,
+)
 
 _TITLES = {"paper": "The paper's claims", "reviewers": "What its public reviewers asked"}
 

@@ -1,99 +1,22 @@
-"""Notebooks: rendered from their sources, executed under a profile, gathered into a report."""
+"""The whole of the evidence in one call: notebooks executed under a profile, records published, the report."""
 
-import ast
-import contextlib
 import hashlib
 import json
-import os
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from symprune.base import paths, progress
-from symprune.base.errors import UserError, unknown
+from symprune.base import paths
+from symprune.base.errors import unknown
 from symprune.base.files import write_whole
 from symprune.base.records import Record, Store, read_lines, write_lines
 from symprune.measure import executors
 from symprune.measure.executors import Ray, Shard
-
-SMOKE = "smoke"
-_CELL_TIMEOUT = {SMOKE: 600}  # seconds; other profiles run for hours
-_QUIET = ["--log-level=ERROR"]  # a kernel warns of its local socket each time it starts
-_KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-
-
-def notebook_names() -> list[str]:
-    """Every notebook, by the name of its source."""
-    return sorted(source.stem for source in paths.NOTEBOOKS.glob("[0-9][0-9]_*.py"))
-
-
-def resolve_notebooks(wanted: Sequence[str]) -> list[str]:
-    """Notebooks by name or number ("02"), all if none is wanted; raises UserError for one that is not
-    there.
-    """
-    names = notebook_names()
-    if not names:
-        raise UserError(
-            f"no notebooks in {paths.NOTEBOOKS}: run inside the project's source, or set SYMPRUNE_ROOT to it"
-        )
-    chosen = [[name for name in names if wish in (name, name[:2])] for wish in wanted]
-    for wish, found in zip(wanted, chosen, strict=True):
-        if not found:
-            raise unknown("notebook", wish, names)
-    return sorted({name for found in chosen for name in found}) or names
-
-
-def load_profile(name: str) -> dict[str, Any]:
-    """The parameters of papermill_params/<name>.yaml; raises UserError unless it has exactly the keys of the
-    smoke profile.
-    """
-    profiles = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
-    if SMOKE not in profiles:
-        raise UserError(
-            f"no profiles in {paths.PARAMS}: run inside the project's source, or set SYMPRUNE_ROOT to it"
-        )
-    if name not in profiles:
-        raise unknown("profile", name, profiles)
-    values, keys = (_read_profile(paths.PARAMS / f"{n}.yaml") for n in (name, SMOKE))
-    for key in values:
-        if key not in keys:
-            raise unknown(f"key in papermill_params/{name}.yaml", key, keys)
-    if missing := sorted(set(keys) - set(values)):
-        raise UserError(
-            f"papermill_params/{name}.yaml lacks {', '.join(missing)}: every profile has the same keys"
-        )
-    if values["profile"] != name:
-        raise UserError(f"papermill_params/{name}.yaml says profile: {values['profile']}: it must say {name}")
-    return values
-
-
-def parameters_of(notebook: str) -> dict[str, Any]:
-    """Names and default values in a notebook's parameters cell; raises UserError for anything but assignments
-    of literals.
-    """
-    import jupytext
-
-    cells = jupytext.read(paths.NOTEBOOKS / f"{notebook}.py").cells
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(tagged) != 1:
-        raise UserError(f"notebook {notebook} needs exactly one cell tagged parameters, it has {len(tagged)}")
-    values = {}
-    try:
-        for statement in ast.parse(tagged[0].source).body:
-            (target,) = statement.targets
-            values[target.id] = ast.literal_eval(statement.value)
-    except (AttributeError, ValueError, SyntaxError) as error:
-        raise UserError(
-            f"notebook {notebook}: the parameters cell holds assignments of literals only"
-        ) from error
-    return values
+from symprune.paper.notebooks import REPORT, execute, parameters_of, resolve_notebooks
+from symprune.paper.profiles import ALL, load_profile
 
 
 def reproduce(
@@ -116,7 +39,7 @@ def reproduce(
                 print(f"{title}: nothing to do again", file=sys.stderr)
             continue
         again = True  # what follows may gather what this one writes
-        executed = _execute(name, parameters, profile, title, show, _variables(executor))
+        executed = execute(name, parameters, profile, title, show, _variables(executor))
         write_whole(paths.results(profile) / f"{name}.ipynb", executed)
         stamp.write()
     records = {record.key: record for record in Store(paths.records(profile))}
@@ -148,7 +71,7 @@ def measure_shard(wanted: Sequence[str], profile: str, shard: Shard, show: bool 
         shared.symlink_to(records, target_is_directory=True)
         for position, (name, parameters) in enumerate(chosen.items(), start=1):
             title = f"[{position}/{len(chosen)}] {name}, shard {shard.i}/{shard.n}"
-            _execute(name, parameters, profile, title, show, _variables(shard) | {"SYMPRUNE_OUTPUT": folder})
+            execute(name, parameters, profile, title, show, _variables(shard) | {"SYMPRUNE_OUTPUT": folder})
     return records
 
 
@@ -209,63 +132,12 @@ def compare_with_published(records: dict[str, Record], profile: str) -> str:
     return f"{len(pairs)} perplexities were published before: they differ by at most {largest:.2%}"
 
 
-def render(wanted: Sequence[str] = ()) -> list[Path]:
-    """Execute the sources at their defaults (the smoke profile) into the paired .ipynb, the same bytes for
-    the same outputs.
-    """
-    import jupytext
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-
-    written = []
-    # One folder for all: the report gathers what the notebooks before it wrote.
-    with tempfile.TemporaryDirectory() as output, environment(SYMPRUNE_OUTPUT=output):
-        for name in resolve_notebooks(wanted):
-            notebook = jupytext.read(paths.NOTEBOOKS / f"{name}.py")
-            try:
-                NotebookClient(
-                    notebook,
-                    timeout=_CELL_TIMEOUT[SMOKE],
-                    kernel_name="python3",
-                    resources=_in_notebooks(),
-                    extra_arguments=_QUIET,
-                ).execute()
-            except CellExecutionError as error:
-                raise RuntimeError(
-                    f"notebook {name} failed with {error.ename}: {_first_line(error.evalue)}"
-                ) from error
-            except (CellTimeoutError, DeadKernelError) as error:
-                raise RuntimeError(f"notebook {name} failed: {_first_line(str(error))}") from error
-            target = paths.NOTEBOOKS / f"{name}.ipynb"
-            write_whole(target, nbformat.writes(cleaned(notebook)) + "\n")
-            written.append(target)
-    return written
-
-
-def cleaned(notebook):
-    """The notebook without what differs from run to run or from tool to tool: ids, times, papermill's and
-    jupytext's notes.
-    """
-    notebook.metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}}
-    notebook.nbformat_minor = 5
-    for position, cell in enumerate(notebook.cells):
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = {"tags": tags} if tags else {}
-        cell.id = f"cell-{position:02d}"
-        for out in cell.get("outputs", []):
-            out.get("metadata", {}).pop("execution", None)
-    return notebook
-
-
 def write_report(profile: str) -> Path:
-    """results/<profile>/report.html from the executed 10_report, or from the last executed notebook if that
-    was not run.
-    """
+    """results/<profile>/report.html from the executed report, or from the last notebook where none was run."""
     import nbformat
     from nbconvert import HTMLExporter
 
-    executed = sorted(paths.results(profile).glob("[0-9][0-9]_*.ipynb"))
+    executed = sorted(paths.results(profile).glob("[0-9][0-9]_*.ipynb"), key=lambda file: (file.stem == REPORT, file))
     notebook = nbformat.read(executed[-1], as_version=4)
     html, _ = HTMLExporter(
         template_name="lab", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
@@ -275,140 +147,19 @@ def write_report(profile: str) -> Path:
     return report
 
 
-def _known(notebook: str, profile: dict[str, Any]) -> dict[str, Any]:
-    parameters = parameters_of(notebook)
-    for name in parameters:
-        if name not in profile:
-            raise unknown(f"parameter in notebook {notebook}", name, profile)
-    return parameters
-
-
 def _chosen(wanted: Sequence[str], profile: str) -> dict[str, dict[str, Any]]:
-    """The parameters of each notebook: all are checked before one runs."""
+    """The parameters of each notebook (none wanted: of those that the profile lists), checked before one runs."""
     values = load_profile(profile)
-    return {name: {key: values[key] for key in _known(name, values)} for name in resolve_notebooks(wanted)}
-
-
-def _execute(
-    name: str, parameters: dict[str, Any], profile: str, title: str, show: bool, variables: dict[str, str]
-) -> str:
-    """The executed notebook; where it fails, it is kept as <name>.failed.ipynb. variables: for its kernel."""
-    import jupytext
-    import nbformat
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
-    folder = paths.results(profile)
-    folder.mkdir(parents=True, exist_ok=True)
-    failed = folder / f"{name}.failed.ipynb"
-    with tempfile.TemporaryDirectory() as work, _progress_bar(title, show) as reports:
-        source, executed = Path(work) / f"{name}.ipynb", Path(work) / "executed.ipynb"
-        nbformat.write(jupytext.read(paths.NOTEBOOKS / f"{name}.py"), source)
-        with environment(
-            TQDM_DISABLE="1", **{progress.FILE: str(reports)}, **(executors.absolute_paths() | variables)
-        ):
-            try:
-                papermill.execute_notebook(
-                    source,
-                    executed,
-                    parameters=parameters,
-                    kernel_name="python3",
-                    progress_bar=False,
-                    cwd=str(paths.NOTEBOOKS),
-                    execution_timeout=_CELL_TIMEOUT.get(profile),
-                    extra_arguments=_QUIET,
-                )
-            except papermill.PapermillExecutionError as error:
-                write_whole(failed, executed.read_text())
-                reason = f"{error.ename}: {_first_line(error.evalue)}"
-                if error.ename == "UserError":
-                    raise UserError(f"notebook {name}: {error.evalue}") from error
-                raise RuntimeError(
-                    f"notebook {name} failed in cell {error.cell_index} with {reason}; see {failed}"
-                ) from error
-            except (CellTimeoutError, DeadKernelError) as error:
-                raise RuntimeError(f"notebook {name} failed: {_first_line(str(error))}") from error
-        failed.unlink(missing_ok=True)
-        return nbformat.writes(cleaned(nbformat.read(executed, as_version=4))) + "\n"
+    listed = values.get("notebooks", ALL)
+    chosen = {}
+    for name in resolve_notebooks(wanted or ([] if listed == ALL else listed)):
+        parameters = parameters_of(name)
+        for parameter in parameters:
+            if parameter not in values:
+                raise unknown(f"parameter in notebook {name}", parameter, values)
+        chosen[name] = {parameter: values[parameter] for parameter in parameters}
+    return chosen
 
 
 def _variables(executor: Ray | Shard | None) -> dict[str, str]:
     return {executors.VARIABLE: executors.to_text(executor)} if executor else {}
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no message"])[0]
-
-
-def _in_notebooks() -> dict:
-    return {"metadata": {"path": str(paths.NOTEBOOKS)}}
-
-
-@contextlib.contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Environment variables for the kernels started inside."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@contextlib.contextmanager
-def _progress_bar(title: str, show: bool) -> Iterator[Path]:
-    """A bar that follows the file which a kernel reports into: notebook, recipe, time left."""
-    from tqdm import tqdm
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "progress"
-        file.touch()
-        terminal = sys.stderr.isatty()  # a log gets a line for each recipe, not a bar redrawn twice a second
-        shape = "{desc} |{bar}| {n}/{total} [{elapsed}<{remaining}]"
-        bar = tqdm(total=0, desc=title, disable=not (show and terminal), dynamic_ncols=True, bar_format=shape)
-        finished = threading.Event()
-
-        def follow() -> None:
-            seen = 0
-            while not finished.wait(0.5):
-                lines = file.read_text().split("\n")[:-1]  # the last may not be written to its end yet
-                for line in lines[seen:]:
-                    report = json.loads(line)
-                    if report["done"] == 0:  # another grid begins: its time left is its own
-                        bar.reset(total=report["total"])
-                    bar.update(report["done"] - bar.n)
-                    bar.set_description(f"{title}: {report['label']}")
-                    if show and not terminal:
-                        print(
-                            f"{title} {report['done']}/{report['total']}: {report['label']}",
-                            file=sys.stderr,
-                            flush=True,
-                        )
-                seen = len(lines)
-                bar.refresh()
-
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
-        start = time.monotonic()
-        try:
-            yield file
-        finally:
-            finished.set()
-            follower.join()
-            summary = f"{title}: {time.monotonic() - start:.0f} s"
-            bar.set_description(summary)
-            bar.close()
-            if show and not terminal:
-                print(summary, file=sys.stderr, flush=True)
-
-
-def _read_profile(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    # what PyYAML raises on odd values
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file} must hold key: value lines")
-    return values

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from symprune.base import paths
 from symprune.base.errors import UserError
 from symprune.base.records import REPLAY, Store, read_lines
-from symprune.paper.reproduce import environment, reproduce, resolve_notebooks
+from symprune.paper.notebooks import environment, resolve_notebooks
+from symprune.paper.reproduce import reproduce
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 _RELATIVE, _ABSOLUTE = 0.01, 1e-9  # for the few numbers that a notebook computes from weights, which depend on the processor
