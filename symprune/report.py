@@ -2,19 +2,18 @@
 
 import functools
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
 from symprune import paths
 from symprune.results import write_whole
-from symprune.tables import NOT_RUN, VERDICTS, load_verdicts, saved_by, saved_figures, saved_tables, verdict_page
+from symprune.tables import saved_by, saved_figures, saved_tables
+from symprune.verdicts import NOT_RUN, VERDICTS, load_verdicts, verdict_page
 
-_TITLES = {"paper": "The paper's claims", "reviewers": "What its public reviewers asked"}
+_TITLES = {"paper": "The paper's claims", "reviewers": "What its public reviewers asked", "ours": "Beyond the paper"}
 
 
 def save_report(profile: str) -> str:
@@ -56,12 +55,9 @@ def asked() -> list[dict[str, Any]]:
 
 
 def _answered(entry: dict[str, Any], verdicts: pd.DataFrame, profile: str) -> dict[str, str]:
-    patterns = entry.get("verdicts", {})
-    matches = [
-        bool(name in patterns and re.search(patterns[name], claim))
-        for name, claim in zip(verdicts["notebook"], verdicts["claim"], strict=True)
-    ]
-    found = verdicts.loc[verdicts.index[np.array(matches, dtype=bool)]]
+    ids = entry.get("verdicts", {})
+    answers = [id_ in ids.get(notebook, ()) for notebook, id_ in zip(verdicts["notebook"], verdicts["id"], strict=True)]
+    found = verdicts[pd.Series(answers, index=verdicts.index, dtype=bool)]
     counts = {verdict: int((found["verdict"] == verdict).sum()) for verdict in VERDICTS}
     if found.empty:
         verdict = NOT_RUN
@@ -76,14 +72,15 @@ def _answered(entry: dict[str, Any], verdicts: pd.DataFrame, profile: str) -> di
 
 
 def _most_telling(found: pd.DataFrame) -> str:
-    """The decided comparison with the largest effect, or the largest of all where none is decided."""
-    effects = found["evidence"].str.extract(r"^([+-][\d.]+)%", expand=False).astype(float).abs()
+    """The decided comparison with the largest effect, or the largest of all where none is decided: its claim, verdict and evidence."""
     decided = found["verdict"].isin(["reproduced", "not reproduced"])
-    effects = effects[decided] if effects[decided].notna().any() else effects
-    if effects.dropna().empty:
-        return "; ".join(f"{row.claim}: {row.evidence}." for row in found.head(1).itertuples())
-    row = found.loc[effects.idxmax()]
-    return f"Largest {'decided ' if decided.any() else ''}difference: {row['claim']}: {row['evidence']}."
+    told = (found[decided] if decided.any() else found).dropna(subset="effect")
+    if told.empty:
+        return ""
+    row = told.loc[told["effect"].astype(float).abs().idxmax()]
+    largest = "" if pd.isna(row["low"]) else f"Largest {'decided ' if decided.any() else ''}difference: "
+    of = f"{row['of']}: " if row["of"] else ""
+    return f'{largest}{of}"{row["claim"]}" is {row["verdict"]}: {row["evidence"]}.'
 
 
 def _links(entry: dict[str, Any], profile: str) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from symprune.tables import NOT_RUN, decimals_of, summarise
+from symprune.tables import decimals_of, summarise
+from symprune.verdicts import NOT_RUN
 
 
 def reported_figures() -> pd.DataFrame:

@@ -1,10 +1,8 @@
-"""From measured rows to the tables people read, and to verdicts; with `figures`, the only writer under figures/."""
+"""From measured rows to the tables people read; with `figures`, the only writer under figures/."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,6 @@ import pandas as pd
 
 from symprune import paths
 from symprune.results import write_whole
-
-NOT_RUN = "not run here"
-VERDICTS = ("reproduced", "not reproduced", "undecided", NOT_RUN)
 
 
 def summarise(frame: pd.DataFrame, value: str = "perplexity", by: Sequence[str] = ("model", "pattern", "method", "refine")) -> pd.DataFrame:
@@ -83,133 +78,6 @@ def mean_and_std(mean: float, std: float, digits: int) -> str:
 def decimals_of(value: float, digits: int) -> int:
     """How many decimals show `digits` significant digits of a value (negative: it is rounded left of the point)."""
     return digits - 1 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
-
-
-@dataclass(frozen=True)
-class Paired:
-    """A paired comparison over evaluation windows: perplexity of a over perplexity of b, with a 95 % interval.
-
-    comparisons: how many are made of which any may decide; the interval is widened so that all hold together with 95 %
-    (Bonferroni). what, over: what else is compared, over what else. draws: the ratio with each draw of calibration text, if several.
-    """
-
-    ratio: float
-    low: float
-    high: float
-    n_windows: int
-    comparisons: int = 1
-    what: str = "perplexity"
-    over: str = "windows"
-    draws: tuple[float, ...] = ()
-
-    @property
-    def decided(self) -> bool:
-        """Whether the interval leaves out 1."""
-        return not self.low <= 1 <= self.high
-
-    def __str__(self) -> str:
-        interval = f"{self.low - 1:+.1%} to {self.high - 1:+.1%}"
-        jointly = f" for {self.comparisons} comparisons together" if self.comparisons > 1 else ""
-        paired_over = f"paired over {self.n_windows} {self.over}"
-        lower = f"; lower in {sum(ratio < 1 for ratio in self.draws)} of {len(self.draws)} draws" if self.draws else ""
-        return f"{self.ratio - 1:+.1%} {self.what} (95 % interval {interval}{jointly}, {paired_over}{lower})"
-
-
-def paired(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:
-    """Compare two sets of rows of `Experiment.run`, losses averaged over seeds, by Student's t of their differences per window.
-
-    The interval covers the choice of evaluation text. What the draw of calibration text does is told beside it, as the ratio of each seed
-    (a side that reads none is the same in all), and as the spread in the tables.
-    Raises ValueError if a side has no rows, or the rows were not measured on as many windows.
-    """
-    if len({len(losses) for rows in (a, b) for losses in rows["window_losses"]}) != 1 or a.empty or b.empty:
-        raise ValueError(f"cannot pair {len(a)} rows with {len(b)}: both sides need rows, all on the same evaluation windows")
-    losses = [np.mean(np.array(rows["window_losses"].tolist()), axis=0) for rows in (a, b)]
-    return replace(paired_logs(losses[0] - losses[1], comparisons), draws=_ratio_of_each_draw(a, b))
-
-
-def _ratio_of_each_draw(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, ...]:
-    def loss(rows: pd.DataFrame, seed: float) -> float:
-        return rows.loc[rows["seed"].isna() | (rows["seed"] == seed), "window_losses"].map(np.mean).mean()
-
-    seeds = sorted({*a["seed"].dropna(), *b["seed"].dropna()})
-    logs = [loss(a, seed) - loss(b, seed) for seed in seeds]
-    return tuple(np.exp(logs).tolist()) if len(seeds) > 1 and not np.isnan(logs).any() else ()
-
-
-def paired_logs(difference: Sequence[float] | np.ndarray, comparisons: int = 1, what: str = "perplexity", over: str = "windows") -> Paired:
-    """The comparison that follows from log a - log b of each pair, by Student's t."""
-    from scipy import stats
-
-    difference = np.asarray(difference, dtype=float)
-    n = len(difference)
-    mean, error = float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
-    reach = float(stats.t.ppf(1 - 0.025 / comparisons, n - 1)) * error if n > 1 else math.inf
-    bounds = [math.exp(min(max(x, -700), 700)) for x in (mean, mean - reach, mean + reach)]
-    return Paired(*bounds, n_windows=n, comparisons=comparisons, what=what, over=over)
-
-
-def paired_unevenness(a: pd.DataFrame, b: pd.DataFrame, lines: str) -> Paired:
-    """Compare how unevenly masks keep weights over "rows" or "columns", by 1 - normalised entropy, linear by linear.
-
-    a, b: rows of `Experiment.compare_masks`; entropies are averaged over repetitions.
-    """
-    logs = [np.log(1 - np.array(rows[f"linear_entropy_{lines}"].tolist()).mean(axis=0)) for rows in (a, b)]
-    return paired_logs(logs[0] - logs[1], what=f"unevenness over {lines}", over="linears")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim, what was found of it here, and the numbers that decided."""
-
-    claim: str
-    verdict: str
-    evidence: str
-
-    def __post_init__(self):
-        if self.verdict not in VERDICTS:
-            raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {self.verdict!r}")
-
-
-def judge(claim: str, comparison: Paired) -> Verdict:
-    """The verdict on "a has lower perplexity than b": decided only if the interval of the ratio leaves out 1."""
-    verdict = "undecided" if not comparison.decided else "reproduced" if comparison.ratio < 1 else "not reproduced"
-    return Verdict(claim, verdict, str(comparison))
-
-
-def judge_close(claim: str, comparison: Paired, margin: float = 0.05) -> Verdict:
-    """The verdict on "a is as good as b": the whole interval of the ratio lies within 1 ± margin, or the whole of it outside.
-
-    The margin is a choice of this package: about the spread of a perplexity over draws of calibration text.
-    """
-    inside = 1 - margin <= comparison.low and comparison.high <= 1 + margin
-    outside = comparison.high < 1 - margin or comparison.low > 1 + margin
-    return Verdict(claim, "reproduced" if inside else "not reproduced" if outside else "undecided", str(comparison))
-
-
-def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> pd.DataFrame:
-    """Keep a notebook's verdicts for the report, and show them."""
-    folder = paths.results(profile) / "verdicts"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{notebook}.json", json.dumps([asdict(v) for v in verdicts], indent=1, ensure_ascii=False) + "\n")
-    return pd.DataFrame([asdict(v) for v in verdicts])
-
-
-def load_verdicts(profile: str) -> pd.DataFrame:
-    """Every verdict of a profile, by notebook."""
-    rows = []
-    for file in sorted((paths.results(profile) / "verdicts").glob("*.json")):
-        rows += [{"notebook": file.stem, **verdict} for verdict in json.loads(file.read_text())]
-    return pd.DataFrame(rows, columns=["notebook", "claim", "verdict", "evidence"])
-
-
-def verdict_page(verdicts: pd.DataFrame) -> str:
-    """Markdown: how many claims came out how, then one table per notebook."""
-    counts = ", ".join(f"{(verdicts['verdict'] == v).sum()} {v}" for v in VERDICTS if (verdicts["verdict"] == v).any())
-    parts = [f"**{counts or 'no verdicts yet'}**"]
-    for notebook, rows in verdicts.groupby("notebook"):
-        parts.append(f"### {notebook}\n\n{rows[['claim', 'verdict', 'evidence']].to_markdown(index=False)}")
-    return "\n\n".join(parts)
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str, data: pd.DataFrame | None = None) -> pd.DataFrame:

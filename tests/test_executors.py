@@ -116,7 +116,7 @@ calibration_corpus = ""
 # %%
 from symprune import RIA, Magnitude, Recipe, Wanda, results
 from symprune.experiment import Experiment
-from symprune.tables import Verdict, save_table, save_verdicts
+from symprune.tables import save_table
 
 put = results.Store.put
 

@@ -19,8 +19,9 @@ LAYERS = [
     {"journal"},
     {"prune"},
     {"stream"},
-    {"experiment", "doctor", "fetch"},
-    {"tables", "figures", "accuracy", "reported"},
+    {"experiment", "doctor", "fetch", "compare"},
+    {"tables", "verdicts"},
+    {"figures", "accuracy", "reported"},
     {"report"},
     {"reproduce", "verify"},
     {"cli", "commands"},
@@ -29,12 +30,9 @@ LAYERS = [
 BESIDE = {
     ("refine", "swap"),
     ("evaluate", "calibrate"),
-    ("figures", "tables"),
     ("cli", "commands"),
     ("verify", "reproduce"),
-    ("accuracy", "tables"),
     ("figures", "accuracy"),
-    ("reported", "tables"),
 }
 # What `import symprune` shows: the public names, in no layer.
 PACKAGE = "__init__"

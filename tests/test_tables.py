@@ -1,4 +1,4 @@
-"""Tables, paired comparisons, verdicts and figures, against literal computations."""
+"""Tables and figures, against literal computations."""
 
 import csv
 import json
@@ -78,10 +78,6 @@ def test_a_table_of_the_dense_model_alone_is_one_cell(frame):
     assert tables.perplexity_table(frame[:1]).to_numpy().tolist() == [["10.00"]]
 
 
-def rows_of(*losses: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"window_losses": losses, "seed": range(len(losses))})
-
-
 def test_curves_cross_where_straight_lines_between_log_perplexities_meet():
     at = [0.4, 0.5, 0.6]
     curves = {"a": [1.0, 2.0, 3.0], "b": [1.5, 1.9, 5.0], "c": [9.0, 9.0, 9.0]}  # in nats; b is lower than a at 0.5 alone
@@ -99,81 +95,6 @@ def test_seeds_are_averaged_before_curves_cross():
     rows += [("m", "b", None, x, math.exp(2.0)) for x in (1, 2)]
     frame = pd.DataFrame(rows, columns=["model", "method", "seed", "x", "perplexity"])
     assert tables.crossings(frame, "x")["at"].tolist() == [1.5]
-
-
-def test_a_paired_comparison_is_students_t_over_windows():
-    a, b = [[3.0, 3.2, 2.9, 3.5], [3.2, 3.2, 3.1, 3.3]], [[3.3, 3.4, 3.0, 3.6]]
-    per_window = [(a[0][i] + a[1][i]) / 2 - b[0][i] for i in range(4)]
-    mean, error = statistics.mean(per_window), statistics.stdev(per_window) / 2
-    t = 3.182446305284263  # 97.5 % point for 3 degrees of freedom
-    found = tables.paired(rows_of(*a), rows_of(*b))
-    expected = [math.exp(mean), math.exp(mean - t * error), math.exp(mean + t * error)]
-    assert [found.ratio, found.low, found.high] == pytest.approx(expected, rel=1e-12)
-    assert found.n_windows == 4
-    assert found.decided == (not expected[1] <= 1 <= expected[2])
-
-
-def test_each_draw_of_calibration_text_is_compared_by_itself():
-    a, b = rows_of([1.0, 1.2], [2.0, 2.4], [3.0, 3.2]), rows_of([2.0, 2.0], [1.0, 1.0], [4.0, 4.0])
-    a["seed"], b["seed"] = [0, 1, 2], [1, 0, 2]  # not in the same order
-    found = tables.paired(a, b)
-    assert found.draws == pytest.approx([math.exp(1.1 - 1.0), math.exp(2.2 - 2.0), math.exp(3.1 - 4.0)], rel=1e-12)
-    assert str(found).endswith("paired over 2 windows; lower in 1 of 3 draws)")
-
-
-def test_what_reads_no_calibration_text_is_the_same_in_every_draw():
-    a, b = rows_of([1.0, 1.2], [2.0, 2.4], [2.0, 2.0]), rows_of([1.5, 1.5])
-    a["seed"], b["seed"] = [0, 1, 1], [None]  # two sampling seeds in the second draw
-    assert tables.paired(a, b).draws == pytest.approx([math.exp(1.1 - 1.5), math.exp(2.1 - 1.5)], rel=1e-12)
-
-
-@pytest.mark.parametrize(("a", "b"), [([0, 0], [0, 0]), ([0, 1], [0, 0]), ([None, None], [None, None])])
-def test_draws_are_told_only_if_both_sides_have_them(a, b):
-    left, right = rows_of([1.0, 1.2], [1.0, 1.2]).assign(seed=a), rows_of([1.5, 1.5], [1.5, 1.5]).assign(seed=b)
-    assert tables.paired(left, right).draws == ()
-    assert "draws" not in str(tables.paired(left, right))
-
-
-def test_a_comparison_with_itself_or_on_one_window_decides_nothing():
-    same = tables.paired(rows_of([1.0, 2.0]), rows_of([1.0, 2.0]))
-    assert (same.ratio, same.low, same.high, same.decided) == (1, 1, 1, False)
-    single = tables.paired(rows_of([1.0]), rows_of([2.0]))
-    assert single.ratio == pytest.approx(math.exp(-1))
-    assert not single.decided
-
-
-@pytest.mark.parametrize(("a", "b"), [([], [[1.0, 2.0]]), ([[1.0, 2.0]], []), ([[1.0, 2.0]], [[1.0]]), ([[1.0], [1.0, 2.0]], [[1.0, 2.0]])])
-def test_rows_that_cannot_be_paired_never_become_a_verdict(a, b):
-    with pytest.raises(ValueError, match="cannot pair"):
-        tables.paired(rows_of(*a), rows_of(*b))
-
-
-@pytest.mark.parametrize(
-    ("low", "ratio", "high", "verdict"),
-    [(0.8, 0.9, 0.95, "reproduced"), (1.05, 1.1, 1.2, "not reproduced"), (0.9, 0.95, 1.1, "undecided"), (0.9, 1.0, 1.0, "undecided")],
-)
-def test_a_claim_is_decided_only_if_the_interval_leaves_out_one(low, ratio, high, verdict):
-    judged = tables.judge("a loses less than b", tables.Paired(ratio, low, high, 12))
-    assert (judged.claim, judged.verdict) == ("a loses less than b", verdict)
-    assert f"{ratio - 1:+.1%} perplexity" in judged.evidence
-    assert "12 windows" in judged.evidence
-
-
-def test_a_verdict_is_one_of_four_words():
-    with pytest.raises(ValueError, match="not 'probably'"):
-        tables.Verdict("claim", "probably", "")
-
-
-def test_verdicts_are_kept_by_notebook_and_gathered_on_a_page(folder):
-    tables.save_verdicts([tables.Verdict("±1 % better", "reproduced", "-1 %")], "test", "02_perplexity")
-    tables.save_verdicts([tables.Verdict("c", "undecided", "0 %"), tables.Verdict("d", "undecided", "1 %")], "test", "03_lp")
-    found = tables.load_verdicts("test")
-    assert found["notebook"].tolist() == ["02_perplexity", "03_lp", "03_lp"]
-    page = tables.verdict_page(found)
-    assert page.startswith("**1 reproduced, 2 undecided**")
-    assert "±1 % better" in page
-    assert page.index("### 02_perplexity") < page.index("### 03_lp")
-    assert tables.verdict_page(tables.load_verdicts("none")) == "**no verdicts yet**"
 
 
 def test_what_there_is_of_every_window_example_or_linear_stays_out_of_a_csv():

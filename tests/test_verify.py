@@ -13,10 +13,13 @@ CODE = """
 import pandas as pd
 from symprune import paths
 from symprune.results import Store
-from symprune.tables import Verdict, save_table, save_verdicts
+from symprune.tables import save_table
+from symprune.verdicts import Verdict, save_verdicts
 record = Store(paths.records(profile)).get_or_run({"number": number}, lambda: {"x": 123.25 + number})
 save_table(pd.DataFrame({"method": ["wanda"], "x": [record.metrics["x"]]}).set_index("method"), profile, "00_first")
-save_verdicts([Verdict("less", "reproduced" if record.metrics["x"] < 200 else "not reproduced", "x")], profile, "00_first")
+x = record.metrics["x"]
+verdict = Verdict("less", "all", "less", "reproduced" if x < 200 else "not reproduced", effect=x, unit="x", over="1 record")
+save_verdicts([verdict], profile, "00_first")
 """
 
 
