@@ -47,8 +47,9 @@ from symprune.models import decoder_layers, load_model, load_tokenizer, named_li
 from symprune.norms import row_column_norms
 from symprune.objective import additive_gap, removal_cost, squared_counterexample
 from symprune.recipe import method_label
-from symprune.tables import Verdict, save_table, save_verdicts
+from symprune.tables import save_table
 from symprune.theory import mask_prediction, methods_table, removal_identity, statistics_of, symwanda_agreement
+from symprune.verdicts import Verdict, save_verdicts
 
 # %% [markdown]
 # ## The unified table
@@ -184,27 +185,45 @@ assert (orthogonal["ratio_squared"] - 1).abs().max() < 1e-4, "orthogonal changes
 
 # %% tags=["nbval-ignore-output"]
 correlated = medians.drop(index=["identity", "diagonals"], level="construction")[fractions[1]]
+predicted = correlated.between(0.5, 2)
 verdicts = [
     Verdict(
-        "removing one weight costs its score, for every method and construction",
-        "reproduced" if identity["relative"].max() < 1e-10 else "not reproduced",
-        f"largest relative deviation {identity['relative'].max():.1e} over {len(identity)} pairs of method and construction",
+        id="removal_costs_score",
+        of="every method and construction",
+        claim="removing one weight costs its score",
+        verdict="reproduced" if identity["relative"].max() < 1e-10 else "not reproduced",
+        effect=identity["relative"].max(),
+        unit="largest relative deviation",
+        over=f"{len(identity)} pairs of method and construction",
     ),
     Verdict(
-        "relative importance is no removal cost of the squared objective",
-        "reproduced" if gaps["relative importance"] > 1e-12 else "not reproduced",
-        f"2 x 2 counterexample: {gaps['relative importance']:.6f} from the nearest sum of a column's and a row's term",
+        id="relative_importance_is_no_squared_cost",
+        of="2 x 2 counterexample",
+        claim="relative importance is no removal cost of the squared objective",
+        verdict="reproduced" if gaps["relative importance"] > 1e-12 else "not reproduced",
+        effect=gaps["relative importance"],
+        unit="distance to the nearest sum of a column's and a row's term",
+        over=f"{weight.numel()} weights",
     ),
     Verdict(
-        "per output, owanda selects what magnitude selects",
-        "reproduced" if same["output"].all() else "not reproduced",
-        f"masks equal on {same['output'].sum()} of {len(same)} linears; per layer on {same['layer'].sum()}",
+        id="owanda_selects_as_magnitude",
+        of="per output",
+        claim="owanda selects what magnitude selects",
+        verdict="reproduced" if same["output"].all() else "not reproduced",
+        effect=same["output"].mean(),
+        unit="share of equal masks",
+        over=f"{len(same)} linears",
+        note=f"per layer {same['layer'].mean():g}",
     ),
     Verdict(
-        "beyond the paper: the sum of squared removal costs predicts the squared objective of a whole mask",
-        "reproduced" if correlated.between(0.5, 2).all() else "not reproduced",
-        f"at {fractions[1]:.0%} removed within a factor of 2 for {correlated.between(0.5, 2).sum()} of {len(correlated)} correlated pairs, "
-        f"from {correlated.min():.2f} to {correlated.max():.2f}; "
+        id="squared_costs_predict_masks",
+        of=f"{fractions[1]:.0%} removed",
+        claim="the sum of squared removal costs predicts the squared objective of a whole mask",
+        verdict="reproduced" if predicted.all() else "not reproduced",
+        effect=predicted.mean(),
+        unit="share predicted within a factor of 2",
+        over=f"{len(correlated)} correlated pairs",
+        note=f"from {correlated.min():.2f} to {correlated.max():.2f}; "
         f"unsquared, the sum is {1 / prediction['ratio'].median():.0f} times too large",
     ),
 ]

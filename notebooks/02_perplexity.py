@@ -47,7 +47,8 @@ from symprune.experiment import Experiment
 from symprune.figures import perplexity_dots, save_figure
 from symprune.recipe import parse_pattern, pattern_label
 from symprune.reported import beside_reported
-from symprune.tables import judge, judge_close, paired, perplexity_table, save_table, save_verdicts
+from symprune.tables import perplexity_table, save_table
+from symprune.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
@@ -165,25 +166,10 @@ assert constant.groupby("model")["perplexity"].nunique().eq(1).all(), "within a 
 
 # %%
 claims = [
-    ("wanda loses less than magnitude", "wanda", "magnitude"),
-    ("ria loses less than wanda", "ria", "wanda"),
-    ("ria with alpha = 0.5 loses less than with alpha = 1", "ria", "ria(alpha=1.0)"),
-    ("stochria with beta = 0.1 loses less than ria", "stochria", "ria"),
+    Claim("wanda_below_magnitude", "wanda loses less than magnitude", "wanda", "magnitude"),
+    Claim("ria_below_wanda", "ria loses less than wanda", "ria", "wanda"),
+    Claim("ria_alpha_half_below_one", "ria with alpha = 0.5 loses less than with alpha = 1", "ria", "ria(alpha=1.0)"),
+    Claim("stochria_below_ria", "stochria with beta = 0.1 loses less than ria", "stochria", "ria"),
+    Claim("stochria_close_to_ria", "stochria with beta = 0.1 stays within 5 % of ria", "stochria", "ria", margin=0.05),
 ]
-verdicts = [
-    judge(f"{model}, {name}: {claim}", paired(of[of["method"] == a], of[of["method"] == b]))
-    for model in models
-    for claim, a, b in claims
-    for name in map(pattern_label, patterns)
-    for of in [rows[(rows["model"] == model) & (rows["pattern"] == name)]]
-]
-verdicts += [
-    judge_close(
-        f"{model}, {name}: stochria with beta = 0.1 stays within 5 % of ria",
-        paired(of[of["method"] == "stochria"], of[of["method"] == "ria"]),
-    )
-    for model in models
-    for name in map(pattern_label, patterns)
-    for of in [rows[(rows["model"] == model) & (rows["pattern"] == name)]]
-]
-save_verdicts(verdicts, profile, "02_perplexity")
+save_verdicts(judge_all(rows, claims, by=["model", "pattern"]), profile, "02_perplexity")

@@ -41,7 +41,8 @@ digits = 4
 from symprune import RI, RIA, LpNorm, Recipe, Unstructured
 from symprune.experiment import Experiment
 from symprune.figures import perplexity_curves, save_figure
-from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts
+from symprune.tables import perplexity_table, save_table
+from symprune.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
@@ -93,15 +94,9 @@ assert (rows.loc[rows["method"] != "dense", "perplexity"] > rows.loc[rows["metho
 # *reproduced* here means: this p loses less than p = 1. The interval covers the choice of evaluation text on this model.
 
 # %%
-others = [p for p in norms if p != 1]
-verdicts = [
-    judge(
-        f"{model}, alpha = {alpha}: p = {p:g} loses less than p = 1",
-        paired(of[of["score.p"] == p], of[of["score.p"] == 1], comparisons=len(others)),
-    )
-    for model in models
-    for alpha in alphas
-    for of in [rows[(rows["model"] == model) & (rows["score.alpha"] == alpha)]]
-    for p in others
-]
+pruned = rows[rows["method"] != "dense"]
+at_one = pruned["score.p"] == 1
+sides = pruned.assign(norm=at_one.map({True: "p = 1", False: "this p"}), p=pruned["score.p"].mask(at_one))
+claims = [Claim("other_p_below_one", "this p loses less than p = 1", "this p", "p = 1")]
+verdicts = judge_all(sides, claims, by=["model", "score.alpha", "p"], column="norm", comparisons=len(norms) - 1)
 save_verdicts(verdicts, profile, "03_lp_norm")

@@ -39,14 +39,18 @@ sampling_seeds = [0, 1]
 digits = 4
 
 # %%
+import functools
+
 from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda
+from symprune.compare import paired_times, paired_unevenness
 from symprune.experiment import Experiment
 from symprune.figures import perplexity_curves, save_figure, sweep_curves
 from symprune.models import decoder_layers, load_model, prunable_linears, weight_view
 from symprune.norms import SAMPLERS
 from symprune.recipe import pattern_label
-from symprune.tables import judge, paired, paired_logs, paired_unevenness, perplexity_table, save_table, save_verdicts, spread_table
+from symprune.tables import perplexity_table, save_table, spread_table
 from symprune.theory import sampling_reads
+from symprune.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
@@ -175,30 +179,23 @@ assert (by_beta > 2 * chance).all(), "far closer than chance"
 # (a) paired over evaluation windows, losses averaged over sampling seeds; (b) paired over linears, unevenness averaged over sampling
 # seeds, at the sampling ratio nearest to the paper's 0.1; (c) paired over rounds. For (a) and (c) the intervals hold together.
 
+# %%
+fewer, nearby, timed = (
+    frame.assign(score=frame["method"].str.partition("(")[0])  # whatever its ratio and its seed
+    for frame in (rows[rows["score.beta"] != 1], independent[independent["score.beta"].fillna(nearest) == nearest], times)
+)
+free = nearby[nearby["pattern"] == pattern_label(by_layer)]  # per output every row keeps as many
+over_columns, over_rows = (functools.partial(paired_unevenness, lines=lines) for lines in ("columns", "rows"))
+less = Claim("stochria_below_ria", "stochria loses less than ria", "stochria", "ria")
+even_columns = Claim("stochria_more_even_over_columns", "stochria keeps weights more evenly over columns than ria", "stochria", "ria")
+even_rows = Claim("stochria_more_even_over_rows", "stochria keeps weights more evenly over rows than ria", "stochria", "ria")
+faster = Claim("stochria_faster_than_ria", "stochria is scored in less time than ria", "stochria", "ria")
+
 # %% tags=["nbval-ignore-output"]
 verdicts = [
-    judge(
-        f"{model}: stochria with beta = {beta:g} loses less than ria",
-        paired(of[of["score.beta"] == beta], of[of["method"] == "ria"], comparisons=len(partial)),
-    )
-    for model in models
-    for of in [rows[rows["model"] == model]]
-    for beta in partial
-]
-verdicts += [
-    judge(
-        f"{model}, {name}: stochria with beta = {nearest:g} keeps weights more evenly over {lines} than ria",
-        paired_unevenness(of[of["score.beta"] == nearest], of[of["method"] == "ria"], lines),
-    )
-    for model in models
-    for name, lines in [(pattern_label(by_row), "columns"), (pattern_label(by_layer), "columns"), (pattern_label(by_layer), "rows")]
-    for of in [independent[(independent["model"] == model) & (independent["pattern"] == name)]]
-]
-verdicts += [
-    judge(
-        f"{row['model']}: stochria, {row['score.sampling']} with beta = {row['score.beta']:g}, is scored in less time than ria",
-        paired_logs(row["log_ratios"], comparisons=len(variants), what="time", over="rounds"),
-    )
-    for row in times[times["score.beta"].notna()].to_dict("records")
+    *judge_all(fewer, [less], ["model", "score.beta"], "score", comparisons=len(partial)),
+    *judge_all(nearby, [even_columns], ["model", "pattern"], "score", compare=over_columns),
+    *judge_all(free, [even_rows], ["model", "pattern"], "score", compare=over_rows),
+    *judge_all(timed, [faster], ["model", "score.sampling", "score.beta"], "score", comparisons=len(variants), compare=paired_times),
 ]
 save_verdicts(verdicts, profile, "04_sampling_ratio")

@@ -39,7 +39,8 @@ digits = 4
 from symprune import RIA, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, Wanda
 from symprune.experiment import Experiment
 from symprune.figures import perplexity_curves, save_figure
-from symprune.tables import crossings, judge, judge_close, paired, perplexity_table, save_table, save_verdicts
+from symprune.tables import crossings, perplexity_table, save_table
+from symprune.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
@@ -107,27 +108,11 @@ for (_, method, seed), of in rows[rows["method"] != "dense"].groupby(["model", "
 
 # %%
 claims = [
-    ("ria loses less than wanda", "ria", "wanda"),
-    ("stochria with beta = 0.1 loses less than ria", "stochria", "ria"),
-    ("R2-DSnoT from ria loses less than ria", "ria + r2dsnot", "ria"),
+    Claim("ria_below_wanda", "ria loses less than wanda", "ria", "wanda"),
+    Claim("stochria_below_ria", "stochria with beta = 0.1 loses less than ria", "stochria", "ria"),
+    Claim("r2dsnot_below_ria", "R2-DSnoT from ria loses less than ria", "ria + r2dsnot", "ria"),
 ]
-verdicts = [
-    judge(
-        f"{model}, {sparsity:.0%}: {claim}",
-        paired(of[of["method"] == a], of[of["method"] == b], comparisons=len(claims) * len(sparsity_sweep)),
-    )
-    for model in models
-    for claim, a, b in claims
-    for sparsity in sparsity_sweep
-    for of in [rows[(rows["model"] == model) & (rows["swept"] == sparsity)]]
-]
-verdicts += [
-    judge_close(
-        f"{model}, {sparsity:.0%}: stochria with beta = 0.1 stays within 5 % of ria",
-        paired(of[of["method"] == "stochria"], of[of["method"] == "ria"], comparisons=len(sparsity_sweep)),
-    )
-    for model in models
-    for sparsity in sparsity_sweep
-    for of in [rows[(rows["model"] == model) & (rows["swept"] == sparsity)]]
-]
+close = [Claim("stochria_close_to_ria", "stochria with beta = 0.1 stays within 5 % of ria", "stochria", "ria", margin=0.05)]
+verdicts = judge_all(rows, claims, by=["model", "pattern"], comparisons=len(claims) * len(sparsity_sweep))
+verdicts += judge_all(rows, close, by=["model", "pattern"], comparisons=len(sparsity_sweep))
 save_verdicts(verdicts, profile, "05_sparsity")

@@ -46,7 +46,8 @@ from symprune.experiment import Experiment
 from symprune.figures import perplexity_dots, save_figure
 from symprune.refine import AS_PUBLISHED
 from symprune.swap import ExactSwap
-from symprune.tables import judge, paired, perplexity_table, save_table, save_verdicts
+from symprune.tables import perplexity_table, save_table
+from symprune.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
@@ -120,25 +121,17 @@ assert (exact["error after"] <= exact["error before"]).all(), "exact_swap never 
 # ## Verdicts
 
 # %%
+signed, swapped = "R2-DSnoT with keep_sign", "ExactSwap (ours)"
 claims = [
-    ("DSnoT loses less than the initial mask", "dsnot", "none"),
-    ("R2-DSnoT as published loses less than DSnoT", "r2dsnot, as published", "dsnot"),
-    ("R2-DSnoT with our defaults loses less than DSnoT", "r2dsnot", "dsnot"),
-    ("R2-DSnoT with keep_sign loses less than DSnoT with keep_sign", "r2dsnot, keep_sign", "dsnot, keep_sign"),
-    ("R2-DSnoT with our defaults loses less than the initial mask", "r2dsnot", "none"),
-    ("R2-DSnoT with keep_sign loses less than the initial mask", "r2dsnot, keep_sign", "none"),
-    ("ExactSwap (ours) loses less than R2-DSnoT with keep_sign", "exact_swap", "r2dsnot, keep_sign"),
-    ("ExactSwap (ours) loses less than the initial mask", "exact_swap", "none"),
+    Claim("dsnot_below_start", "DSnoT loses less than the initial mask", "dsnot", "none"),
+    Claim("r2dsnot_as_published_below_dsnot", "R2-DSnoT as published loses less than DSnoT", "r2dsnot, as published", "dsnot"),
+    Claim("r2dsnot_below_dsnot", "R2-DSnoT with our defaults loses less than DSnoT", "r2dsnot", "dsnot"),
+    Claim("signed_r2dsnot_below_signed_dsnot", f"{signed} loses less than DSnoT with keep_sign", "r2dsnot, keep_sign", "dsnot, keep_sign"),
+    Claim("r2dsnot_below_start", "R2-DSnoT with our defaults loses less than the initial mask", "r2dsnot", "none"),
+    Claim("signed_r2dsnot_below_start", f"{signed} loses less than the initial mask", "r2dsnot, keep_sign", "none"),
+    Claim("exact_swap_below_signed_r2dsnot", f"{swapped} loses less than {signed}", "exact_swap", "r2dsnot, keep_sign"),
+    Claim("exact_swap_below_start", f"{swapped} loses less than the initial mask", "exact_swap", "none"),
 ]
-verdicts = [
-    judge(
-        f"{model}, {pattern}, from {start}: {claim}",
-        paired(of[of["refine"] == a], of[of["refine"] == b], comparisons=len(claims) * len(starts)),
-    )
-    for model in models
-    for pattern in rows["pattern"].unique()[1:]
-    for claim, a, b in claims
-    for start in refinement_starts
-    for of in [rows[(rows["model"] == model) & (rows["pattern"] == pattern) & (rows["method"] == start)]]
-]
+refined = rows.assign(start="from " + rows["method"])
+verdicts = judge_all(refined, claims, ["model", "pattern", "start"], column="refine", comparisons=len(claims) * len(starts))
 save_verdicts(verdicts, profile, "06_dsnot")

@@ -42,10 +42,12 @@ zero_shot_limit = 2
 
 # %%
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
-from symprune.accuracy import accuracy_table, judge_accuracy, paired_accuracy
+from symprune.accuracy import accuracy_table
+from symprune.compare import paired_accuracy
 from symprune.experiment import Experiment
 from symprune.figures import accuracy_bars, save_figure
-from symprune.tables import save_table, save_verdicts, spread_table
+from symprune.tables import save_table, spread_table
+from symprune.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
@@ -114,17 +116,11 @@ assert [correct.count("1") / n for correct, n in zip(rows["correct"], rows["n"],
 # examples on this model; a model of this size answers so little beyond chance that small differences stay undecided.
 
 # %%
-none, dsnot, r2dsnot = rows["refine"].eq("none"), rows["refine"].str.startswith("dsnot"), rows["refine"].str.startswith("r2dsnot")
 claims = [
-    ("dsnot answers more rightly than the mask as it is", dsnot, none),
-    ("r2dsnot answers more rightly than the mask as it is", r2dsnot, none),
-    ("r2dsnot answers more rightly than dsnot", r2dsnot, dsnot),
+    Claim("dsnot_above_start", "dsnot answers more rightly than the mask as it is", "dsnot", "none"),
+    Claim("r2dsnot_above_start", "r2dsnot answers more rightly than the mask as it is", "r2dsnot", "none"),
+    Claim("r2dsnot_above_dsnot", "r2dsnot answers more rightly than dsnot", "r2dsnot", "dsnot"),
 ]
-verdicts = [
-    judge_accuracy(f"{model}, from {start}: {claim}", paired_accuracy(rows[a & here], rows[b & here]))
-    for model in models
-    for start in pruned["method"].unique()
-    for claim, a, b in claims
-    for here in [(rows["model"] == model) & (rows["method"] == start)]
-]
+refined = rows.assign(start="from " + rows["method"])
+verdicts = judge_all(refined, claims, by=["model", "start"], column="refine", compare=paired_accuracy)
 save_verdicts(verdicts, profile, "07_zero_shot")

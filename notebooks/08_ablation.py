@@ -42,14 +42,14 @@ digits = 4
 
 # %%
 from dataclasses import replace
-from itertools import product
 
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.experiment import Experiment
 from symprune.figures import heat_map, perplexity_curves, save_figure
 from symprune.refine import AS_PUBLISHED
 from symprune.swap import ExactSwap
-from symprune.tables import judge, judge_close, paired, perplexity_table, save_table, save_verdicts
+from symprune.tables import perplexity_table, save_table
+from symprune.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## One part at a time
@@ -133,35 +133,34 @@ assert (same.groupby(["model", "method", "seed"])["perplexity"].nunique() == 1).
 # %% [markdown]
 # ## Verdicts
 #
-# On validation text. Each part against the row that lacks it.
+# On validation text. Each part against the row that lacks it, where this profile measures both.
 
 # %%
+relative, with_sign = "relative importance", "with keep_sign"
+prune, both, regular, attention = (f"keep_sign, {part}" for part in ("relative prune", "relative both", "gammas 0.001", "attention alone"))
 claims = [
-    ("relative importance in growing alone loses less than none", "relative grow", "neutral"),
-    ("relative importance in pruning alone loses less than none", "relative prune", "neutral"),
-    ("relative importance in growing alone loses less than in both", "relative grow", "relative both"),
-    ("relative importance in pruning alone loses less than in both", "relative prune", "relative both"),
-    ("no relative importance loses less than in both", "neutral", "relative both"),
-    ("alpha = 0.5 loses less than alpha = 1", "alpha 0.5", "neutral"),
-    ("stopping before the error changes sign loses less", "keep_sign", "neutral"),
-    ("with keep_sign, relative importance in growing loses less than none", "keep_sign, relative grow", "keep_sign"),
-    ("with keep_sign, relative importance in pruning loses less than none", "keep_sign, relative prune", "keep_sign"),
-    ("with keep_sign, relative importance in pruning loses less than in both", "keep_sign, relative prune", "keep_sign, relative both"),
-    ("with keep_sign, the regularisation loses less than none", "keep_sign, gammas 0.001", "keep_sign"),
-    ("with keep_sign, all linears lose less than attention alone", "keep_sign", "keep_sign, attention alone"),
+    Claim("grow_below_none", f"{relative} in growing alone loses less than none", "relative grow", "neutral"),
+    Claim("prune_below_none", f"{relative} in pruning alone loses less than none", "relative prune", "neutral"),
+    Claim("grow_below_both", f"{relative} in growing alone loses less than in both", "relative grow", "relative both"),
+    Claim("prune_below_both", f"{relative} in pruning alone loses less than in both", "relative prune", "relative both"),
+    Claim("none_below_both", f"no {relative} loses less than in both", "neutral", "relative both"),
+    Claim("alpha_half_below_one", "alpha = 0.5 loses less than alpha = 1", "alpha 0.5", "neutral"),
+    Claim("signed_below_unsigned", "stopping before the error changes sign loses less", "keep_sign", "neutral"),
+    Claim("signed_grow_below_none", f"{with_sign}, {relative} in growing loses less than none", "keep_sign, relative grow", "keep_sign"),
+    Claim("signed_prune_below_none", f"{with_sign}, {relative} in pruning loses less than none", prune, "keep_sign"),
+    Claim("signed_prune_below_both", f"{with_sign}, {relative} in pruning loses less than in both", prune, both),
+    Claim("signed_gammas_below_none", f"{with_sign}, the regularisation loses less than none", regular, "keep_sign"),
+    Claim("signed_all_below_attention", f"{with_sign}, all linears lose less than attention alone", "keep_sign", attention),
 ]  # fmt: skip
+in_place = "in the regularisation in place of 1 changes less than 5 %"
 little = [
-    ("with keep_sign, the regularisation of 0.001 changes less than 5 %", "keep_sign, gammas 0.001", "keep_sign"),
-    ("as published, p = 0.5 in the regularisation in place of 1 changes less than 5 %", "as published, p 0.5", "as published"),
-    ("as published, p = 2 in the regularisation in place of 1 changes less than 5 %", "as published, p 2", "as published"),
+    Claim("signed_gammas_change_little", f"{with_sign}, the regularisation of 0.001 changes less than 5 %", regular, "keep_sign", 0.05),
+    Claim("p_half_changes_little", f"as published, p = 0.5 {in_place}", "as published, p 0.5", "as published", 0.05),
+    Claim("p_two_changes_little", f"as published, p = 2 {in_place}", "as published, p 2", "as published", 0.05),
 ]  # fmt: skip
+ablation = rows.assign(start="from " + rows["method"])
 verdicts = []
-for decide, listed in ((judge, claims), (judge_close, little)):
-    asked = [claim for claim in listed if {*claim[1:]} <= parts.keys()]
-    for model, start in product(models, refinement_starts):
-        of = rows[(rows["model"] == model) & (rows["method"] == start)].set_index("part", drop=False)
-        verdicts += [
-            decide(f"{model}, from {start}: {claim}", paired(of.loc[[a]], of.loc[[b]], comparisons=len(asked) * len(refinement_starts)))
-            for claim, a, b in asked
-        ]
+for listed in (claims, little):
+    measured = [claim for claim in listed if {claim.a, claim.b} <= parts.keys()]
+    verdicts += judge_all(ablation, measured, by=["model", "start"], column="part", comparisons=len(measured) * len(refinement_starts))
 save_verdicts(verdicts, profile, "08_ablation")

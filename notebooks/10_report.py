@@ -25,7 +25,8 @@ profile = "smoke"
 from IPython.display import Image, Markdown, display
 
 from symprune.report import claims_page, save_report
-from symprune.tables import load_verdicts, saved_figures, saved_tables, verdict_page
+from symprune.tables import saved_figures, saved_tables
+from symprune.verdicts import load_verdicts, verdict_page
 
 # %% [markdown]
 # ## Claims and questions
