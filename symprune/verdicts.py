@@ -20,7 +20,7 @@ _SHOWN = ["of", "claim", "verdict", "evidence"]
 
 @dataclass(frozen=True)
 class Claim:
-    """That a loses less than b (or takes less time, ...) or, with a margin, that a stays within it of b; that a answers more rightly than b.
+    """That a loses (takes, ...) less than b or, with a margin, stays within it of b; of accuracies, that a answers more rightly than b.
 
     id: what claims.yaml calls it, the same in every profile. a, b: the values of a column that tell the two sides' rows.
     """
@@ -67,7 +67,7 @@ class Verdict:
     def evidence(self) -> str:
         """The numbers that decided, in words."""
         if self.low is None:
-            measured = "" if self.effect is None else f"{self.unit} {self.effect:.2g} over {self.over}"
+            measured = "" if self.effect is None else f"{self.unit}: {self.effect:.2g} over {self.over}"
             return "; ".join(filter(None, [measured, self.note]))
         shown = "{:+.1f}" if self.unit == "points" else "{:+.1%}"
         effect, low, high = (shown.format(value) for value in (self.effect, self.low, self.high))

@@ -92,7 +92,7 @@ def test_where_nothing_is_decided_the_largest_difference_is_told(project):
 def test_what_is_exact_is_told_without_a_difference(project):
     exact = Verdict("removal_costs_score", "", "removing costs", "reproduced", 1e-16, unit="largest deviation", over="3 pairs")
     save_verdicts([exact], "mine", "01_methods")
-    assert row_of("Known scores")[1:3] == ["reproduced", '"removing costs" is reproduced: largest deviation 1e-16 over 3 pairs.']
+    assert row_of("Known scores")[1:3] == ["reproduced", '"removing costs" is reproduced: largest deviation: 1e-16 over 3 pairs.']
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)

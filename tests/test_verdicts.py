@@ -85,8 +85,8 @@ POINTS = {"effect": 2.5, "low": 0.0, "high": 7.54, "unit": "points", "over": "40
             {**POINTS, "note": "1.33 gained, 1 lost"},
             "+2.5 points (95 % interval +0.0 to +7.5, paired over 400 examples of 7 tasks; 1.33 gained, 1 lost)",
         ),
-        ({"effect": 4.93e-16, "unit": "largest deviation", "over": "31 pairs"}, "largest deviation 4.9e-16 over 31 pairs"),
-        ({"effect": 1.0, "unit": "share", "over": "7 linears", "note": "per layer 0"}, "share 1 over 7 linears; per layer 0"),
+        ({"effect": 4.93e-16, "unit": "largest deviation", "over": "31 pairs"}, "largest deviation: 4.9e-16 over 31 pairs"),
+        ({"effect": 1.0, "unit": "share", "over": "7 linears", "note": "per layer 0"}, "share: 1 over 7 linears; per layer 0"),
         ({}, ""),
     ],
 )
