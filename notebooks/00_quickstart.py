@@ -16,9 +16,10 @@
 #
 # Prune a real language model in five lines: load it, draw calibration text, choose a recipe, prune, measure.
 #
-# The model is SmolLM2-135M-Instruct and the text is Wikipedia; both were installed as Python packages, nothing is downloaded.
-# The committed notebook runs at *smoke* size (a few hundred tokens), so its numbers say nothing about any method.
-# The same notebook at a size that does is linked from the README (`results/cpu/00_quickstart.ipynb`).
+# The model is SmolLM2-135M-Instruct and the text is Wikipedia; both were installed as Python packages,
+# nothing is downloaded. The committed notebook runs at *smoke* size (a few hundred tokens), so its numbers
+# say nothing about any method. The same notebook at a size that does is linked from the README
+# (`results/cpu/00_quickstart.ipynb`).
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -37,8 +38,8 @@ from symprune.text import calibration_windows, evaluation_windows
 # %% [markdown]
 # ## Load
 #
-# A model is named `embedded`, a local folder, or a hub id. Calibration windows are random stretches of articles kept for calibration;
-# evaluation windows come from other articles.
+# A model is named `embedded`, a local folder, or a hub id. Calibration windows are random stretches of
+# articles kept for calibration; evaluation windows come from other articles.
 
 # %%
 model, tokenizer = load_model("embedded", dtype), load_tokenizer("embedded")
@@ -49,17 +50,23 @@ print(tokenizer.decode(calibration[0][:48]))
 # %% [markdown]
 # ## The dense model
 #
-# Perplexity by the pruning papers' convention. The result is a float that also knows its windows and its standard error.
+# Perplexity by the pruning papers' convention. The result is a float that also knows its windows and its
+# standard error.
 
 # %%
 dense = perplexity(model, evaluation)
-print("dense perplexity", mean_and_std(dense, dense.stderr, digits), f"over {dense.n_windows} windows, {dense.n_tokens} tokens")
+print(
+    "dense perplexity",
+    mean_and_std(dense, dense.stderr, digits),
+    f"over {dense.n_windows} windows, {dense.n_tokens} tokens",
+)
 
 # %% [markdown]
 # ## Prune
 #
-# A recipe is a score, a pattern and, if wanted, a refinement. RIA at 60 %: in every row of every linear, the 60 % of the weights with
-# the lowest scores go. Rows of 576 weights lose exactly `floor(0.6 * 576) = 345` of them, so the total is a little under 60 %.
+# A recipe is a score, a pattern and, if wanted, a refinement. RIA at 60 %: in every row of every linear, the
+# 60 % of the weights with the lowest scores go. Rows of 576 weights lose exactly `floor(0.6 * 576) = 345` of
+# them, so the total is a little under 60 %.
 
 # %%
 pristine = copy_weights(model)
@@ -85,8 +92,9 @@ report.plot()
 # %% [markdown]
 # ## What pruning does not do
 #
-# A pruned model is saved with its zeros written out: the file is not smaller, and on ordinary hardware inference is not faster.
-# What it gives is a mask, and the measured cost of that mask. The following notebooks measure it for every method.
+# A pruned model is saved with its zeros written out: the file is not smaller, and on ordinary hardware
+# inference is not faster. What it gives is a mask, and the measured cost of that mask. The following
+# notebooks measure it for every method.
 
 # %%
 assert dense < pruned, "60 % of the weights cannot go unnoticed"

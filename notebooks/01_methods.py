@@ -14,13 +14,14 @@
 # %% [markdown]
 # # Every method in one formula
 #
-# **Claims** (Yi and Richtárik). (a) Zeroing the weight (i, j) costs exactly $|W_{ij}|\,(\|X_{:j}\|_2 + \|Y_{i:}\|_2)$ under the symmetric
-# objective $g(\widetilde W) = \|X(\widetilde W - W)^\top\|_F + \|Y^\top(\widetilde W - W)\|_F$, and every score is this cost for some pair
-# (X, Y). (b) The norms must not be squared: no pair makes relative importance the cost of the squared objective. (c) Within an output row
+# **Claims** (Yi and Richtárik). (a) Zeroing the weight (i, j) costs exactly $|W_{ij}|\,(\|X_{:j}\|_2 +
+# \|Y_{i:}\|_2)$ under the symmetric objective $g(\widetilde W) = \|X(\widetilde W - W)^\top\|_F +
+# \|Y^\top(\widetilde W - W)\|_F$, and every score is this cost for some pair (X, Y). (b) The norms must not
+# be squared: no pair makes relative importance the cost of the squared objective. (c) Within an output row
 # the output side alone changes nothing, and SymWanda lies between Wanda and magnitude pruning.
 #
-# **What would refute them.** One weight of one method whose removal costs anything but its score; a pair for the counterexample of (b);
-# two masks of (c) that differ.
+# **What would refute them.** One weight of one method whose removal costs anything but its score; a pair for
+# the counterexample of (b); two masks of (c) that differ.
 #
 # Beyond the paper: the identity is about *one* weight. What do these costs say about a whole mask?
 
@@ -45,17 +46,25 @@ from symprune.methods.objective import additive_gap, removal_cost, squared_count
 from symprune.methods.recipe import method_label
 from symprune.models import decoder_layers, load_model, load_tokenizer, named_linears, weight_view
 from symprune.paper.figures import agreement_curves, prediction_dots, save_figure
-from symprune.paper.tables import Verdict, save_table, save_verdicts
-from symprune.paper.theory import mask_prediction, methods_table, removal_identity, statistics_of, symwanda_agreement
+from symprune.paper.tables import save_table
+from symprune.paper.theory import (
+    mask_prediction,
+    methods_table,
+    removal_identity,
+    statistics_of,
+    symwanda_agreement,
+)
+from symprune.paper.verdicts import Verdict, save_verdicts
 from symprune.pruning.calibrate import linear_activations
 from symprune.text import calibration_windows
 
 # %% [markdown]
 # ## The unified table
 #
-# Generated from the code: `SCORES`, what each declares to use, and `FORMULAS`. A is the layer's inputs, B its output side. Every score
-# has $|W_{ij}|$ as a factor; the column *weight* says whether the pair itself is built from W. *Per weight*: the pair differs from column
-# to column by a factor, so it belongs to one weight at a time.
+# Generated from the code: `SCORES`, what each declares to use, and `FORMULAS`. A is the layer's inputs, B its
+# output side. Every score has $|W_{ij}|$ as a factor; the column *weight* says whether the pair itself is
+# built from W. *Per weight*: the pair differs from column to column by a factor, so it belongs to one weight
+# at a time.
 
 # %%
 Markdown(save_table(methods_table(), profile, "01_methods").to_markdown())
@@ -63,39 +72,58 @@ Markdown(save_table(methods_table(), profile, "01_methods").to_markdown())
 # %% [markdown]
 # ## Removing one weight
 #
-# A small random layer in float64. Each weight is really set to zero, $g$ is really evaluated with the pair (X, Y) that the library builds,
-# and the difference is compared with the score. Where infinitely many pairs give one score, several constructions are tried: a score fixes
-# the lengths of X's columns and Y's rows, never their directions.
+# A small random layer in float64. Each weight is really set to zero, $g$ is really evaluated with the pair
+# (X, Y) that the library builds, and the difference is compared with the score. Where infinitely many pairs
+# give one score, several constructions are tried: a score fixes the lengths of X's columns and Y's rows,
+# never their directions.
 
 # %%
 torch.manual_seed(0)
 small = torch.randn(8, 12, dtype=torch.float64)
 inputs = torch.randn(20, 12, dtype=torch.float64) * torch.linspace(0.1, 3, 12, dtype=torch.float64)
 variants = [cls() for cls in SCORES.values()]
-variants += [SymWanda(balance="unit-mean"), Symmetric(squared=True), RIA(alpha=1.0), StochRIA(beta=0.5, sampling="shared")]
+variants += [
+    SymWanda(balance="unit-mean"),
+    Symmetric(squared=True),
+    RIA(alpha=1.0),
+    StochRIA(beta=0.5, sampling="shared"),
+]
 variants += [LpNorm(p=p, alpha=0.5) for p in (0.5, 2.0, float("inf"))]
-identity = removal_identity(small, inputs, inputs @ small.T, {method_label(score): score for score in variants})
+identity = removal_identity(
+    small, inputs, inputs @ small.T, {method_label(score): score for score in variants}
+)
 identity[["method", "construction"]].assign(exact=identity["relative"] < 1e-10)
 
 # %% [markdown]
 # The largest deviation over all (i, j): a few units in the last place of float64.
 
 # %% tags=["nbval-ignore-output"]
-save_table(identity.set_index(["method", "construction"]).map("{:.1e}".format), profile, "01_removal_identity", data=identity)
+save_table(
+    identity.set_index(["method", "construction"]).map("{:.1e}".format),
+    profile,
+    "01_removal_identity",
+    data=identity,
+)
 
 # %% [markdown]
 # ## Why the norms are not squared
 #
-# With squared norms the cost of a removal is $W_{ij}^2(\|X_{:j}\|^2 + \|Y_{i:}\|^2)$: a term of the column plus a term of the row. For it
-# to rank like relative importance RI, $T_{ij} = (\mathrm{RI}_{ij} / |W_{ij}|)^2$ would have to be such a sum. For this weight it is not:
-# `additive_gap` is the distance to the nearest sum, 0 exactly where there is one. The squared cost of any pair has none.
+# With squared norms the cost of a removal is $W_{ij}^2(\|X_{:j}\|^2 + \|Y_{i:}\|^2)$: a term of the column
+# plus a term of the row. For it to rank like relative importance RI, $T_{ij} = (\mathrm{RI}_{ij} /
+# |W_{ij}|)^2$ would have to be such a sum. For this weight it is not: `additive_gap` is the distance to the
+# nearest sum, 0 exactly where there is one. The squared cost of any pair has none.
 
 # %%
 weight = squared_counterexample()
 row, column = row_column_norms(weight)
 target = (1 / column + 1 / row[:, None]).square()
-any_cost = removal_cost(weight, torch.randn(5, 2, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64), squared=True)
-gaps = {"relative importance": additive_gap(target), "the squared cost of a random pair": additive_gap(any_cost / weight.square())}
+any_cost = removal_cost(
+    weight, torch.randn(5, 2, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64), squared=True
+)
+gaps = {
+    "relative importance": additive_gap(target),
+    "the squared cost of a random pair": additive_gap(any_cost / weight.square()),
+}
 print(weight.numpy(), *(f"{name}: gap {gap:.6f}" for name, gap in gaps.items()), sep="\n")
 
 # %% [markdown]
@@ -110,20 +138,28 @@ linears, n_layers = named_linears(model), len(decoder_layers(model))
 names = list(linears)[len(linears) // n_layers * (n_layers // 2) :][: len(linears) // n_layers]
 activations = linear_activations(model, windows, names)
 weights = {name: weight_view(linears[name]).float().cpu() for name in names}
-pd.DataFrame([{"linear": name, "d_out": len(weights[name]), "d_in": weights[name].shape[1]} for name in names])
+pd.DataFrame(
+    [{"linear": name, "d_out": len(weights[name]), "d_in": weights[name].shape[1]} for name in names]
+)
 
 # %% [markdown]
 # ## The output side within a group
 #
-# Within an output row y is one number: OWanda removes what magnitude pruning removes, weight for weight. In a group of the whole layer it
-# does not. SymWanda adds y to x: with a factor of 0 on y it is Wanda, and with a large one it approaches magnitude pruning.
+# Within an output row y is one number: OWanda removes what magnitude pruning removes, weight for weight. In a
+# group of the whole layer it does not. SymWanda adds y to x: with a factor of 0 on y it is Wanda, and with a
+# large one it approaches magnitude pruning.
 
 # %%
 stats = {name: statistics_of(*pair) for name, pair in activations.items()}
 same = pd.DataFrame(
     {
         group: [
-            torch.equal(*(Unstructured(max(sparsities), group)(score(weights[n], stats[n])) for score in (OWanda(), Magnitude())))
+            torch.equal(
+                *(
+                    Unstructured(max(sparsities), group)(score(weights[n], stats[n]))
+                    for score in (OWanda(), Magnitude())
+                )
+            )
             for n in names
         ]
         for group in ("output", "layer")
@@ -134,7 +170,10 @@ same.rename(columns="owanda = magnitude, per {}".format)
 
 # %%
 pattern, scales = Unstructured(max(sparsities)), [0.0, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
-agreement = pd.concat([symwanda_agreement(weights[n], *activations[n], scales, pattern).assign(linear=n) for n in names], ignore_index=True)
+agreement = pd.concat(
+    [symwanda_agreement(weights[n], *activations[n], scales, pattern).assign(linear=n) for n in names],
+    ignore_index=True,
+)
 agreement.groupby("scale")[["wanda", "magnitude"]].mean().round(2)
 
 # %%
@@ -143,22 +182,32 @@ save_figure(agreement_curves(agreement), profile, "01_symwanda_between", data=ag
 # %% [markdown]
 # ## Removing many weights
 #
-# A mask removes half of the weights, not one. Each method prunes with its own mask, and $g$ of its own pair is compared with two
-# predictions. The sum of the removal costs is an upper bound, by the triangle inequality; but norms of almost orthogonal changes add in
-# squares, so the bound is loose by a factor that grows with the number of weights. The sum of the *squared* costs predicts the squared
-# objective: exactly where the columns of X and the rows of Y are orthogonal (identity, diagonals), and elsewhere up to the correlation
-# of the inputs (of the output side) that meet in one row (column) of the change.
+# A mask removes half of the weights, not one. Each method prunes with its own mask, and $g$ of its own pair
+# is compared with two predictions. The sum of the removal costs is an upper bound, by the triangle
+# inequality; but norms of almost orthogonal changes add in squares, so the bound is loose by a factor that
+# grows with the number of weights. The sum of the *squared* costs predicts the squared objective: exactly
+# where the columns of X and the rows of Y are orthogonal (identity, diagonals), and elsewhere up to the
+# correlation of the inputs (of the output side) that meet in one row (column) of the change.
 #
-# A pair that differs from weight to weight by a factor is one pair for the weight times that factor. Every other linear is taken.
+# A pair that differs from weight to weight by a factor is one pair for the weight times that factor. Every
+# other linear is taken.
 
 # %%
 shown = {name: cls() for name, cls in SCORES.items()} | {"lp_norm": LpNorm(p=2.0)}
 fractions = [0.01, 0.5, 0.9]
 prediction = pd.concat(
-    [mask_prediction(weights[n], *activations[n], fractions, shown).assign(linear=n) for n in names[::2]], ignore_index=True
+    [mask_prediction(weights[n], *activations[n], fractions, shown).assign(linear=n) for n in names[::2]],
+    ignore_index=True,
 )
-medians = prediction.groupby(["method", "construction", "sparsity"], sort=False)["ratio_squared"].median().unstack()
-save_table(medians.map("{:.2f}".format).rename(columns="{:.0%} removed".format), profile, "01_prediction", data=prediction)
+medians = (
+    prediction.groupby(["method", "construction", "sparsity"], sort=False)["ratio_squared"].median().unstack()
+)
+save_table(
+    medians.map("{:.2f}".format).rename(columns="{:.0%} removed".format),
+    profile,
+    "01_prediction",
+    data=prediction,
+)
 
 # %%
 save_figure(prediction_dots(prediction), profile, "01_prediction")
@@ -167,12 +216,20 @@ save_figure(prediction_dots(prediction), profile, "01_prediction")
 # ## Checks
 
 # %%
-assert identity["relative"].max() < 1e-10 and identity["absolute"].max() < 1e-10, "removing one weight costs its score"
+assert identity["relative"].max() < 1e-10 and identity["absolute"].max() < 1e-10, (
+    "removing one weight costs its score"
+)
 assert set(shown) == set(SCORES) <= set(identity["method"]), "every score is here"
-assert abs(gaps["relative importance"] - 1 / 126) < 1e-12 and gaps["the squared cost of a random pair"] < 1e-12
-assert same["output"].all() and not same["layer"].all(), "OWanda is magnitude pruning within rows, not across them"
+assert (
+    abs(gaps["relative importance"] - 1 / 126) < 1e-12 and gaps["the squared cost of a random pair"] < 1e-12
+)
+assert same["output"].all() and not same["layer"].all(), (
+    "OWanda is magnitude pruning within rows, not across them"
+)
 ends = agreement.groupby("scale")[["wanda", "magnitude"]].mean()
-assert ends.loc[0.0, "wanda"] == 1 and ends.loc[scales[-1], "magnitude"] > max(0.9, ends.loc[0.0, "magnitude"]), "from Wanda to magnitude"
+assert ends.loc[0.0, "wanda"] == 1 and ends.loc[scales[-1], "magnitude"] > max(
+    0.9, ends.loc[0.0, "magnitude"]
+), "from Wanda to magnitude"
 assert (prediction["ratio"] <= 1 + 1e-5).all(), "the sum of the costs is an upper bound"
 orthogonal = prediction[prediction["construction"].isin(["identity", "diagonals"])]
 assert (orthogonal["ratio_squared"] - 1).abs().max() < 1e-4, "orthogonal changes add in squares"
@@ -184,27 +241,45 @@ assert (orthogonal["ratio_squared"] - 1).abs().max() < 1e-4, "orthogonal changes
 
 # %% tags=["nbval-ignore-output"]
 correlated = medians.drop(index=["identity", "diagonals"], level="construction")[fractions[1]]
+predicted = correlated.between(0.5, 2)
 verdicts = [
     Verdict(
-        "removing one weight costs its score, for every method and construction",
-        "reproduced" if identity["relative"].max() < 1e-10 else "not reproduced",
-        f"largest relative deviation {identity['relative'].max():.1e} over {len(identity)} pairs of method and construction",
+        id="removal_costs_score",
+        of="every method and construction",
+        claim="removing one weight costs its score",
+        verdict="reproduced" if identity["relative"].max() < 1e-10 else "not reproduced",
+        effect=identity["relative"].max(),
+        unit="largest relative deviation",
+        over=f"{len(identity)} pairs of method and construction",
     ),
     Verdict(
-        "relative importance is no removal cost of the squared objective",
-        "reproduced" if gaps["relative importance"] > 1e-12 else "not reproduced",
-        f"2 x 2 counterexample: {gaps['relative importance']:.6f} from the nearest sum of a column's and a row's term",
+        id="relative_importance_is_no_squared_cost",
+        of="2 x 2 counterexample",
+        claim="relative importance is no removal cost of the squared objective",
+        verdict="reproduced" if gaps["relative importance"] > 1e-12 else "not reproduced",
+        effect=gaps["relative importance"],
+        unit="distance to the nearest sum of a column's and a row's term",
+        over=f"{weight.numel()} weights",
     ),
     Verdict(
-        "per output, owanda selects what magnitude selects",
-        "reproduced" if same["output"].all() else "not reproduced",
-        f"masks equal on {same['output'].sum()} of {len(same)} linears; per layer on {same['layer'].sum()}",
+        id="owanda_selects_as_magnitude",
+        of="per output",
+        claim="owanda selects what magnitude selects",
+        verdict="reproduced" if same["output"].all() else "not reproduced",
+        effect=same["output"].mean(),
+        unit="share of equal masks",
+        over=f"{len(same)} linears",
+        note=f"per layer {same['layer'].mean():g}",
     ),
     Verdict(
-        "beyond the paper: the sum of squared removal costs predicts the squared objective of a whole mask",
-        "reproduced" if correlated.between(0.5, 2).all() else "not reproduced",
-        f"at {fractions[1]:.0%} removed within a factor of 2 for {correlated.between(0.5, 2).sum()} of {len(correlated)} correlated pairs, "
-        f"from {correlated.min():.2f} to {correlated.max():.2f}; "
+        id="squared_costs_predict_masks",
+        of=f"{fractions[1]:.0%} removed",
+        claim="the sum of squared removal costs predicts the squared objective of a whole mask",
+        verdict="reproduced" if predicted.all() else "not reproduced",
+        effect=predicted.mean(),
+        unit="share predicted within a factor of 2",
+        over=f"{len(correlated)} correlated pairs",
+        note=f"from {correlated.min():.2f} to {correlated.max():.2f}; "
         f"unsquared, the sum is {1 / prediction['ratio'].median():.0f} times too large",
     ),
 ]

@@ -14,12 +14,12 @@
 # %% [markdown]
 # # Perplexity of pruned models
 #
-# **Claims.** (a) At 50 % and 60 % unstructured and at 2:4, Wanda loses far less than magnitude pruning (Sun et al.).
-# (b) RIA loses less than Wanda (Zhang et al.). (c) RIA with alpha = 0.5 loses less than with alpha = 1.
-# (d) stochRIA with a tenth of the entries stays close to RIA (Yi and Richtárik).
+# **Claims.** (a) At 50 % and 60 % unstructured and at 2:4, Wanda loses far less than magnitude pruning (Sun
+# et al.). (b) RIA loses less than Wanda (Zhang et al.). (c) RIA with alpha = 0.5 loses less than with alpha =
+# 1. (d) stochRIA with a tenth of the entries stays close to RIA (Yi and Richtárik).
 #
-# **What would refute them.** A paired comparison on the same evaluation windows whose 95 % interval lies on the other side of zero.
-# An interval that holds zero leaves a claim undecided.
+# **What would refute them.** A paired comparison on the same evaluation windows whose 95 % interval lies on
+# the other side of zero. An interval that holds zero leaves a claim undecided.
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -40,39 +40,55 @@ dense_lengths = []
 digits = 4
 
 # %%
+from dataclasses import replace
+
 import pandas as pd
 
-from symprune import RI, RIA, GeneralDiagonal, Magnitude, OWanda, Recipe, StochRIA, Symmetric, SymWanda, Unstructured, Wanda
-from symprune.measure import Experiment
+from symprune import (
+    RI,
+    RIA,
+    GeneralDiagonal,
+    Magnitude,
+    OWanda,
+    Recipe,
+    StochRIA,
+    Symmetric,
+    SymWanda,
+    Unstructured,
+    Wanda,
+)
+from symprune.measure import Experiment, Protocol
 from symprune.methods.recipe import parse_pattern, pattern_label
 from symprune.paper.figures import perplexity_dots, save_figure
 from symprune.paper.reported import beside_reported
-from symprune.paper.tables import judge, judge_close, paired, perplexity_table, save_table, save_verdicts
+from symprune.paper.tables import perplexity_table, save_table
+from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
 #
-# Every linear inside the decoder layers is pruned; embeddings, norms and the output head are not. Calibration windows are drawn anew
-# for each seed. With `propagate = "pruned"` a layer is calibrated on what the pruned layers before it send on, as the references do.
-# Scores compete within an output row (`per output`) unless the table says `per layer`.
+# Every linear inside the decoder layers is pruned; embeddings, norms and the output head are not. Calibration
+# windows are drawn anew for each seed. With `propagate = "pruned"` a layer is calibrated on what the pruned
+# layers before it send on, as the references do. Scores compete within an output row (`per output`) unless
+# the table says `per layer`.
 
 # %%
-protocol = dict(
-    profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
-    seq_len=seq_len, evaluation_corpus=evaluation_corpus, n_eval=n_eval, batch_size=batch_size,
-)  # fmt: skip
-patterns = [Unstructured(sparsity) for sparsity in sparsities] + [parse_pattern(text) for text in semi_structured]
+protocol = Protocol.of(globals())
+patterns = [Unstructured(sparsity) for sparsity in sparsities] + [
+    parse_pattern(text) for text in semi_structured
+]
 scores = [Magnitude(), Wanda(), RIA(alpha=0.5), RIA(alpha=1.0), StochRIA(beta=0.1)]
 
 # %%
-experiment = Experiment(**protocol, seeds=seeds, propagate=propagate)
+experiment = Experiment(protocol)
 rows = experiment.run([None, *(Recipe(score, pattern) for pattern in patterns for score in scores)])
 rows[["model", "method", "pattern", "sparsity", "seed"]].round(4)
 
 # %% [markdown]
 # ## Table
 #
-# Mean and standard deviation over calibration seeds. The dense model and magnitude pruning use no calibration data: one number each.
+# Mean and standard deviation over calibration seeds. The dense model and magnitude pruning use no calibration
+# data: one number each.
 
 # %%
 save_table(perplexity_table(rows, digits, index=["model", "method"]), profile, "02_perplexity", data=rows)
@@ -88,21 +104,24 @@ save_figure(perplexity_dots(rows), profile, "02_perplexity")
 # %% [markdown]
 # ## The dense model over the whole split
 #
-# Every window of the evaluation text, by the length of the windows (`dense_lengths`): the number to compare with other people's. The grid
-# above uses windows spread evenly over the same text.
+# Every window of the evaluation text, by the length of the windows (`dense_lengths`): the number to compare
+# with other people's. The grid above uses windows spread evenly over the same text.
 
 # %%
 if dense_lengths:
-    whole_split = [Experiment(**{**protocol, "n_eval": None}, eval_seq_len=length).run([None]) for length in dense_lengths]
-    dense = pd.concat(whole_split, ignore_index=True)
-    shown = dense[["model", "evaluated_on", "eval_seq_len", "n_windows", "perplexity", "perplexity_stderr"]].round(3)
+    whole_splits = [replace(protocol, n_eval=None, eval_seq_len=length) for length in dense_lengths]
+    dense = pd.concat([Experiment(whole).run([None]) for whole in whole_splits], ignore_index=True)
+    shown = dense[
+        ["model", "evaluated_on", "eval_seq_len", "n_windows", "perplexity", "perplexity_stderr"]
+    ].round(3)
     save_table(shown.set_index("model"), profile, "02_dense", data=dense)
 
 # %% [markdown]
 # ## Beside what others reported
 #
-# Perplexities on WikiText-2 that can be checked at their source, and ours where this profile runs the same model. They are not averaged
-# with ours, and where windows are of another length they are not to be compared digit by digit.
+# Perplexities on WikiText-2 that can be checked at their source, and ours where this profile runs the same
+# model. They are not averaged with ours, and where windows are of another length they are not to be compared
+# digit by digit.
 
 # %%
 side_by_side = beside_reported(rows, seq_len)
@@ -111,31 +130,52 @@ save_table(side_by_side.set_index(["model", "pattern", "method"]), profile, "02_
 # %% [markdown]
 # ## Every score, and the comparison group
 #
-# Published comparisons change the comparison group along with the score: RIA's code ranks its "wanda" baseline over the whole matrix,
-# Wanda's own code row by row. Here every score stands in both columns, so that a gain can be told from a change of group.
-# Statistics of the dense model, at the highest sparsity of this profile.
+# Published comparisons change the comparison group along with the score: RIA's code ranks its "wanda"
+# baseline over the whole matrix, Wanda's own code row by row. Here every score stands in both columns, so
+# that a gain can be told from a change of group. Statistics of the dense model, at the highest sparsity of
+# this profile.
 #
-# For the scores with an output side, Y is the linear's output activations, or, in the rows marked *gradients*, the gradient of the
-# loss with respect to them.
+# For the scores with an output side, Y is the linear's output activations, or, in the rows marked
+# *gradients*, the gradient of the loss with respect to them.
 
 # %%
-outputs_used = [OWanda(), SymWanda(), SymWanda(balance="unit-mean"), GeneralDiagonal(), GeneralDiagonal(balance="unit-mean")]
-wide = [Magnitude(), Wanda(), RI(), RIA(alpha=0.5), RIA(alpha=1.0), StochRIA(beta=0.1), Symmetric(), Symmetric(squared=True), *outputs_used]
+outputs_used = [
+    OWanda(),
+    SymWanda(),
+    SymWanda(balance="unit-mean"),
+    GeneralDiagonal(),
+    GeneralDiagonal(balance="unit-mean"),
+]
+wide = [
+    Magnitude(),
+    Wanda(),
+    RI(),
+    RIA(alpha=0.5),
+    RIA(alpha=1.0),
+    StochRIA(beta=0.1),
+    Symmetric(),
+    Symmetric(squared=True),
+    *outputs_used,
+]
 groups = [Unstructured(max(sparsities), group) for group in ("output", "layer")]
 
 # %%
-dense_statistics = Experiment(**protocol, seeds=seeds, propagate="dense")
-by_group = dense_statistics.run([None, *(Recipe(score, group) for score in wide for group in groups)])
+on_the_dense_model = replace(protocol, propagate="dense")
+by_group = Experiment(on_the_dense_model).run(
+    [None, *(Recipe(score, group) for score in wide for group in groups)]
+)
 
 # %%
-with_gradients = Experiment(**protocol, seeds=seeds, propagate="dense", output_side="gradients")
+with_gradients = Experiment(replace(on_the_dense_model, output_side="gradients"))
 balanced = [OWanda(), SymWanda(balance="unit-mean"), GeneralDiagonal(balance="unit-mean")]
 gradient_rows = with_gradients.run([Recipe(score, group) for score in balanced for group in groups])
 gradient_rows["method"] += ", gradients"
 
 # %%
 by_group = pd.concat([by_group, gradient_rows], ignore_index=True)
-save_table(perplexity_table(by_group, digits, index=["model", "method"]), profile, "02_score_by_group", data=by_group)
+save_table(
+    perplexity_table(by_group, digits, index=["model", "method"]), profile, "02_score_by_group", data=by_group
+)
 
 # %%
 save_figure(perplexity_dots(by_group), profile, "02_score_by_group")
@@ -148,42 +188,48 @@ save_figure(perplexity_dots(by_group), profile, "02_score_by_group")
 # %%
 for pattern in patterns:
     removed = rows.loc[rows["pattern"] == pattern_label(pattern), "sparsity"]
-    assert (removed <= pattern.sparsity + 1e-9).all() and (removed > pattern.sparsity - 0.01).all(), "every mask removes what was asked"
+    assert (removed <= pattern.sparsity + 1e-9).all() and (removed > pattern.sparsity - 0.01).all(), (
+        "every mask removes what was asked"
+    )
 for model in models:
-    at_most_sparse = rows[(rows["model"] == model) & rows["pattern"].isin(["dense", pattern_label(Unstructured(max(sparsities)))])]
+    at_most_sparse = rows[
+        (rows["model"] == model)
+        & rows["pattern"].isin(["dense", pattern_label(Unstructured(max(sparsities)))])
+    ]
     mean = at_most_sparse.groupby("method")["perplexity"].mean()
-    assert 1.5 * mean["dense"] < mean["wanda"] < mean["magnitude"] / 1.5, "dense < wanda < magnitude by a wide margin"
+    assert 1.5 * mean["dense"] < mean["wanda"] < mean["magnitude"] / 1.5, (
+        "dense < wanda < magnitude by a wide margin"
+    )
 per_output = by_group[by_group["pattern"] == pattern_label(groups[0])]
 constant = per_output[per_output["method"].isin(["owanda", "magnitude"])]
-assert constant.groupby("model")["perplexity"].nunique().eq(1).all(), "within a row y is constant: OWanda is magnitude pruning"
+assert constant.groupby("model")["perplexity"].nunique().eq(1).all(), (
+    "within a row y is constant: OWanda is magnitude pruning"
+)
 
 # %% [markdown]
 # ## Verdicts
 #
-# Each comparison is paired over evaluation windows, losses averaged over calibration seeds. The interval covers the choice of
-# evaluation text on this model; it does not carry over to the paper's models, which this profile does not run.
+# Each comparison is paired over evaluation windows, losses averaged over calibration seeds. The interval
+# covers the choice of evaluation text on this model; it does not carry over to the paper's models, which this
+# profile does not run.
 
 # %%
 claims = [
-    ("wanda loses less than magnitude", "wanda", "magnitude"),
-    ("ria loses less than wanda", "ria", "wanda"),
-    ("ria with alpha = 0.5 loses less than with alpha = 1", "ria", "ria(alpha=1.0)"),
-    ("stochria with beta = 0.1 loses less than ria", "stochria", "ria"),
+    Claim("wanda_below_magnitude", "wanda loses less than magnitude", "wanda", "magnitude"),
+    Claim("ria_below_wanda", "ria loses less than wanda", "ria", "wanda"),
+    Claim(
+        "ria_alpha_half_below_one",
+        "ria with alpha = 0.5 loses less than with alpha = 1",
+        "ria",
+        "ria(alpha=1.0)",
+    ),
+    Claim("stochria_below_ria", "stochria with beta = 0.1 loses less than ria", "stochria", "ria"),
+    Claim(
+        "stochria_close_to_ria",
+        "stochria with beta = 0.1 stays within 5 % of ria",
+        "stochria",
+        "ria",
+        margin=0.05,
+    ),
 ]
-verdicts = [
-    judge(f"{model}, {name}: {claim}", paired(of[of["method"] == a], of[of["method"] == b]))
-    for model in models
-    for claim, a, b in claims
-    for name in map(pattern_label, patterns)
-    for of in [rows[(rows["model"] == model) & (rows["pattern"] == name)]]
-]
-verdicts += [
-    judge_close(
-        f"{model}, {name}: stochria with beta = 0.1 stays within 5 % of ria",
-        paired(of[of["method"] == "stochria"], of[of["method"] == "ria"]),
-    )
-    for model in models
-    for name in map(pattern_label, patterns)
-    for of in [rows[(rows["model"] == model) & (rows["pattern"] == name)]]
-]
-save_verdicts(verdicts, profile, "02_perplexity")
+save_verdicts(judge_all(rows, claims, by=["model", "pattern"]), profile, "02_perplexity")

@@ -14,12 +14,14 @@
 # %% [markdown]
 # # The lp norm of relative importance
 #
-# **Claim** (Yi and Richtárik). Relative importance may use any lp norm of rows and columns, $|W_{ij}|\,(\|W_{:j}\|_p^{-1} +
-# \|W_{i:}\|_p^{-1})\,\|A_{:j}\|_2^\alpha$, and the choice matters; p = 1 is RIA's.
-# The question decided here: does any other p lose less than p = 1, without activations (alpha = 0) or with them (alpha = 0.5)?
+# **Claim** (Yi and Richtárik). Relative importance may use any lp norm of rows and columns,
+# $|W_{ij}|\,(\|W_{:j}\|_p^{-1} + \|W_{i:}\|_p^{-1})\,\|A_{:j}\|_2^\alpha$, and the choice matters; p = 1 is
+# RIA's. The question decided here: does any other p lose less than p = 1, without activations (alpha = 0) or
+# with them (alpha = 0.5)?
 #
-# **What would refute it.** A paired comparison on the same evaluation windows. All values of p are compared with p = 1 at once, so the
-# intervals are widened to hold together with 95 % for each alpha; one that holds zero leaves its p undecided.
+# **What would refute it.** A paired comparison on the same evaluation windows. All values of p are compared
+# with p = 1 at once, so the intervals are widened to hold together with 95 % for each alpha; one that holds
+# zero leaves its p undecided.
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -39,26 +41,23 @@ digits = 4
 
 # %%
 from symprune import RI, RIA, LpNorm, Recipe, Unstructured
-from symprune.measure import Experiment
+from symprune.measure import Experiment, Protocol
 from symprune.paper.figures import perplexity_curves, save_figure
-from symprune.paper.tables import judge, paired, perplexity_table, save_table, save_verdicts
+from symprune.paper.tables import perplexity_table, save_table
+from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
 #
-# The highest sparsity of this profile, scores compete within an output row. Statistics of the dense model from each draw of calibration
-# windows: every p sees the same statistics, so that p is all that differs.
+# The highest sparsity of this profile, scores compete within an output row. Statistics of the dense model
+# from each draw of calibration windows: every p sees the same statistics, so that p is all that differs.
 
 # %%
-protocol = dict(
-    profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
-    seq_len=seq_len, evaluation_corpus=evaluation_corpus, n_eval=n_eval, batch_size=batch_size,
-)  # fmt: skip
 pattern = Unstructured(max(sparsities))
 norms, alphas = sorted({1.0, *p_values}), [0.0, 0.5]
 
 # %%
-experiment = Experiment(**protocol, seeds=seeds, propagate="dense")
+experiment = Experiment(Protocol.of(globals(), propagate="dense"))
 rows = experiment.run([None, *(Recipe(LpNorm(p=p, alpha=alpha), pattern) for alpha in alphas for p in norms)])
 anchors = experiment.run([Recipe(RI(), pattern), Recipe(RIA(alpha=0.5), pattern)])
 rows[["model", "score.p", "score.alpha", "pattern", "sparsity"]].round(4)
@@ -70,38 +69,49 @@ rows[["model", "score.p", "score.alpha", "pattern", "sparsity"]].round(4)
 
 # %%
 table = perplexity_table(rows, digits, index=["model", "score.p"], columns="score.alpha")
-save_table(table.rename(columns="alpha = {}".format).rename_axis(["model", "p"]), profile, "03_lp_norm", data=rows)
+save_table(
+    table.rename(columns="alpha = {}".format).rename_axis(["model", "p"]), profile, "03_lp_norm", data=rows
+)
 
 # %% [markdown]
 # ## Figure
 
 # %%
-save_figure(perplexity_curves(rows, "score.p", "p of the lp norm", hue="score.alpha", categorical=True), profile, "03_lp_norm")
+save_figure(
+    perplexity_curves(rows, "score.p", "p of the lp norm", hue="score.alpha", categorical=True),
+    profile,
+    "03_lp_norm",
+)
 
 # %% [markdown]
 # ## Checks
 
 # %%
 for alpha, method in zip(alphas, ["ri", "ria"], strict=True):
-    at_one, known = rows[(rows["score.p"] == 1) & (rows["score.alpha"] == alpha)], anchors[anchors["method"] == method]
-    assert [*at_one["perplexity"]] == [*known["perplexity"]], "p = 1 is relative importance without activations, RIA with them"
-assert (rows.loc[rows["method"] != "dense", "perplexity"] > rows.loc[rows["method"] == "dense", "perplexity"].min()).all()
+    at_one, known = (
+        rows[(rows["score.p"] == 1) & (rows["score.alpha"] == alpha)],
+        anchors[anchors["method"] == method],
+    )
+    assert [*at_one["perplexity"]] == [*known["perplexity"]], (
+        "p = 1 is relative importance without activations, RIA with them"
+    )
+assert (
+    rows.loc[rows["method"] != "dense", "perplexity"]
+    > rows.loc[rows["method"] == "dense", "perplexity"].min()
+).all()
 
 # %% [markdown]
 # ## Verdicts
 #
-# *reproduced* here means: this p loses less than p = 1. The interval covers the choice of evaluation text on this model.
+# *reproduced* here means: this p loses less than p = 1. The interval covers the choice of evaluation text on
+# this model.
 
 # %%
-others = [p for p in norms if p != 1]
-verdicts = [
-    judge(
-        f"{model}, alpha = {alpha}: p = {p:g} loses less than p = 1",
-        paired(of[of["score.p"] == p], of[of["score.p"] == 1], comparisons=len(others)),
-    )
-    for model in models
-    for alpha in alphas
-    for of in [rows[(rows["model"] == model) & (rows["score.alpha"] == alpha)]]
-    for p in others
-]
+pruned = rows[rows["method"] != "dense"]
+at_one = pruned["score.p"] == 1
+sides = pruned.assign(norm=at_one.map({True: "p = 1", False: "this p"}), p=pruned["score.p"].mask(at_one))
+claims = [Claim("other_p_below_one", "this p loses less than p = 1", "this p", "p = 1")]
+verdicts = judge_all(
+    sides, claims, by=["model", "score.alpha", "p"], column="norm", comparisons=len(norms) - 1
+)
 save_verdicts(verdicts, profile, "03_lp_norm")

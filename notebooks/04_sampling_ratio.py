@@ -14,12 +14,13 @@
 # %% [markdown]
 # # How much of the weight must be read
 #
-# **Claims** (Yi and Richtárik). stochRIA estimates the row and column norms of RIA from a fraction beta of their entries.
-# (a) A tenth of the entries is enough to be as good as RIA, on the whole better. (b) Sampling keeps diversity: what is kept spreads
-# more evenly. (c) Sampling makes scoring cheaper.
+# **Claims** (Yi and Richtárik). stochRIA estimates the row and column norms of RIA from a fraction beta of
+# their entries. (a) A tenth of the entries is enough to be as good as RIA, on the whole better. (b) Sampling
+# keeps diversity: what is kept spreads more evenly. (c) Sampling makes scoring cheaper.
 #
-# **What would refute them.** (a) A paired comparison on the same windows in which stochRIA loses more. (b) Kept weights that spread over
-# rows and columns no more evenly than RIA's. (c) A measured run time no shorter than RIA's.
+# **What would refute them.** (a) A paired comparison on the same windows in which stochRIA loses more. (b)
+# Kept weights that spread over rows and columns no more evenly than RIA's. (c) A measured run time no shorter
+# than RIA's.
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -39,31 +40,34 @@ sampling_seeds = [0, 1]
 digits = 4
 
 # %%
+import functools
+
 from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda
-from symprune.measure import Experiment
+from symprune.measure import Experiment, MaskOverlap, Protocol, ScoreTime
 from symprune.methods.norms import SAMPLERS
 from symprune.methods.recipe import pattern_label
 from symprune.models import decoder_layers, load_model, prunable_linears, weight_view
+from symprune.paper.compare import paired_times, paired_unevenness
 from symprune.paper.figures import perplexity_curves, save_figure, sweep_curves
-from symprune.paper.tables import judge, paired, paired_logs, paired_unevenness, perplexity_table, save_table, save_verdicts, spread_table
+from symprune.paper.tables import perplexity_table, save_table, spread_table
 from symprune.paper.theory import sampling_reads
+from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
 #
-# The highest sparsity of this profile, statistics of the dense model from each draw of calibration windows. What else varies from one
-# measurement to the next is which entries are sampled. `independent` sampling, the paper's, unless said otherwise.
+# The highest sparsity of this profile, statistics of the dense model from each draw of calibration windows.
+# What else varies from one measurement to the next is which entries are sampled. `independent` sampling, the
+# paper's, unless said otherwise.
 
 # %%
-protocol = dict(
-    profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
-    seq_len=seq_len, evaluation_corpus=evaluation_corpus, n_eval=n_eval, batch_size=batch_size,
-)  # fmt: skip
-experiment = Experiment(**protocol, seeds=seeds, propagate="dense")
+experiment = Experiment(Protocol.of(globals(), propagate="dense"))
 by_row, by_layer = (Unstructured(max(sparsities), group) for group in ("output", "layer"))
 partial = sorted(beta for beta in betas if beta < 1)
 nearest = min(partial, key=lambda beta: abs(beta - 0.1))  # to the paper's
-sampled = [StochRIA(beta=beta, seed=seed) for beta in partial for seed in sampling_seeds] + [StochRIA(beta=1.0)]
+sampled = [StochRIA(beta=beta, seed=seed) for beta in partial for seed in sampling_seeds] + [
+    StochRIA(beta=1.0)
+]
 
 # %% [markdown]
 # ## Perplexity
@@ -77,22 +81,33 @@ save_table(table, profile, "04_sampling_ratio", data=rows)
 
 # %%
 curves = perplexity_curves(
-    rows[rows["method"] != "dense"], "score.beta", "fraction of the entries sampled, beta", log_x=True, hue="score.sampling"
+    rows[rows["method"] != "dense"],
+    "score.beta",
+    "fraction of the entries sampled, beta",
+    log_x=True,
+    hue="score.sampling",
 )
 save_figure(curves, profile, "04_sampling_ratio")
 
 # %% [markdown]
 # ## Which weights are kept
 #
-# Jaccard overlap of stochRIA's masks with RIA's, mean over linears, then over calibration and sampling seeds; two random masks would share
-# (1 - sparsity) / (1 + sparsity) of their kept weights. *Unevenness* is 1 minus the normalised entropy of the kept weights over rows or
-# columns: 0 where every row (column) keeps as many. Within an output row all rows keep as many, by construction.
+# Jaccard overlap of stochRIA's masks with RIA's, mean over linears, then over calibration and sampling seeds;
+# two random masks would share (1 - sparsity) / (1 + sparsity) of their kept weights. *Unevenness* is 1 minus
+# the normalised entropy of the kept weights over rows or columns: 0 where every row (column) keeps as many.
+# Within an output row all rows keep as many, by construction.
 
 # %%
 groups = [by_row, by_layer]
 others = [Magnitude(), Wanda(), RIA()]
-samplings = [StochRIA(beta=beta, sampling=name) for name in SAMPLERS for beta in [nearest] if name != "independent"]
-with_ria = [(Recipe(score, group), Recipe(RIA(), group)) for group in groups for score in [*others, *sampled, *samplings]]
+samplings = [
+    StochRIA(beta=beta, sampling=name) for name in SAMPLERS for beta in [nearest] if name != "independent"
+]
+with_ria = [
+    (Recipe(score, group), Recipe(RIA(), group))
+    for group in groups
+    for score in [*others, *sampled, *samplings]
+]
 first, *rest = sampling_seeds
 with_first_seed = [
     (Recipe(StochRIA(beta=beta, seed=seed), group), Recipe(StochRIA(beta=beta, seed=first), group))
@@ -100,20 +115,39 @@ with_first_seed = [
     for beta in partial
     for seed in rest
 ]
-compared = experiment.compare_masks([*with_ria, *with_first_seed])
-masks, between = compared[compared["reference"].str.startswith("ria")], compared[compared["reference"].str.startswith("stochria")]
-masks = masks.assign(**{f"uneven_{lines}": (1 - masks[f"entropy_{lines}"]).round(9) for lines in ("rows", "columns")})
-measures = {"jaccard": "overlap with RIA", "uneven_rows": "unevenness over rows", "uneven_columns": "unevenness over columns"}
+compared = experiment.run([*with_ria, *with_first_seed], MaskOverlap())
+masks, between = (
+    compared[compared["reference"].str.startswith("ria")],
+    compared[compared["reference"].str.startswith("stochria")],
+)
+masks = masks.assign(
+    **{f"uneven_{lines}": (1 - masks[f"entropy_{lines}"]).round(9) for lines in ("rows", "columns")}
+)
+measures = {
+    "jaccard": "overlap with RIA",
+    "uneven_rows": "unevenness over rows",
+    "uneven_columns": "unevenness over columns",
+}
 keys = ["model", "pattern", "score.sampling", "score.beta"]
 beta_shown = masks["score.beta"].map("{:g}".format, na_action="ignore").astype(object).fillna("")
-each = masks.assign(**{"score.beta": beta_shown}).rename(columns=measures).melt([*keys, "method"], [*measures.values()], "measure")
-overlap = spread_table(each, "value", 3, keys, "measure").rename_axis(["model", "pattern", "sampling", "beta"])
+each = (
+    masks.assign(**{"score.beta": beta_shown})
+    .rename(columns=measures)
+    .melt([*keys, "method"], [*measures.values()], "measure")
+)
+overlap = spread_table(each, "value", 3, keys, "measure").rename_axis(
+    ["model", "pattern", "sampling", "beta"]
+)
 save_table(overlap, profile, "04_masks", data=masks)
 
 # %%
 independent = masks[masks["method"].isin(["ria"]) | (masks["score.sampling"] == "independent")]
 beta_axis = "fraction sampled, beta"
-save_figure(sweep_curves(independent, "score.beta", beta_axis, measures, hue="pattern", log_x=True), profile, "04_masks")
+save_figure(
+    sweep_curves(independent, "score.beta", beta_axis, measures, hue="pattern", log_x=True),
+    profile,
+    "04_masks",
+)
 
 # %% [markdown]
 # Two sampling seeds against each other: how much of a mask is the luck of the draw.
@@ -125,14 +159,20 @@ save_table(luck, profile, "04_between_seeds", data=between)
 # %% [markdown]
 # ## What is read
 #
-# Counted on the linears of one decoder layer: distinct entries read by the row sample and by the column sample, and the cache lines
-# (64 bytes, 16 weights of float32) that they lie in, both as multiples of one pass over the weight. Memory is read in lines: a scattered
-# sample of a tenth of the entries touches four lines in five, once for the rows and once for the columns, which is more than the whole
-# weight. Only `shared`, which reads contiguous stretches, reads less where it counts. `weighted` reads a pilot sample as well.
+# Counted on the linears of one decoder layer: distinct entries read by the row sample and by the column
+# sample, and the cache lines (64 bytes, 16 weights of float32) that they lie in, both as multiples of one
+# pass over the weight. Memory is read in lines: a scattered sample of a tenth of the entries touches four
+# lines in five, once for the rows and once for the columns, which is more than the whole weight. Only
+# `shared`, which reads contiguous stretches, reads less where it counts. `weighted` reads a pilot sample as
+# well.
 
 # %%
 model = load_model(models[0], dtype)
-reads = sampling_reads([weight_view(x) for x in prunable_linears(decoder_layers(model)[0]).values()], [*partial, 1.0], list(SAMPLERS))
+reads = sampling_reads(
+    [weight_view(x) for x in prunable_linears(decoder_layers(model)[0]).values()],
+    [*partial, 1.0],
+    list(SAMPLERS),
+)
 del model
 shown = reads.pivot(index="sampling", columns="beta", values=["entries", "lines"]).loc[list(SAMPLERS)]
 shown.columns = [f"{what}, beta = {beta:g}" for what, beta in shown.columns]
@@ -141,20 +181,27 @@ save_table(shown.round(2), profile, "04_reads", data=reads)
 # %% [markdown]
 # ## What it costs
 #
-# Seconds to score the linears of three decoder layers, the scores run one after the other in each round, medians over rounds; the ratio
-# is to RIA within the round. Magnitude and Wanda compute no norms: no way of computing them can be faster than that. The numbers are of
-# the machine that ran this profile, and a record keeps every round.
+# Seconds to score the linears of three decoder layers, the scores run one after the other in each round,
+# medians over rounds; the ratio is to RIA within the round. Magnitude and Wanda compute no norms: no way of
+# computing them can be faster than that. The numbers are of the machine that ran this profile, and a record
+# keeps every round.
 
 # %% tags=["nbval-ignore-output"]
 variants = [StochRIA(beta=beta, sampling=name) for name in SAMPLERS for beta in partial]
-times = experiment.time_scores([RIA(), Magnitude(), Wanda(), *variants], repeats=7)
+times = experiment.run([(RIA(), Magnitude(), Wanda(), *variants)], ScoreTime(repeats=7))
 cost = times.merge(reads.rename(columns={"sampling": "score.sampling", "beta": "score.beta"}), how="left")
 shown = cost[["model", "method", "seconds", "ratio", "entries", "lines"]].set_index(["model", "method"])
-save_table(shown.map("{:.3g}".format).replace("nan", ""), profile, "04_time", data=cost.drop(columns="log_ratios"))
+save_table(
+    shown.map("{:.3g}".format).replace("nan", ""), profile, "04_time", data=cost.drop(columns="log_ratios")
+)
 
 # %%
 axes = {"ratio": "time, RIA = 1 (lower is better)"}
-save_figure(sweep_curves(times, "score.beta", beta_axis, axes, hue="score.sampling", log_x=True, log_y=True), profile, "04_time")
+save_figure(
+    sweep_curves(times, "score.beta", beta_axis, axes, hue="score.sampling", log_x=True, log_y=True),
+    profile,
+    "04_time",
+)
 
 # %% [markdown]
 # ## Checks
@@ -162,8 +209,12 @@ save_figure(sweep_curves(times, "score.beta", beta_axis, axes, hue="score.sampli
 # %%
 exact = masks[masks["score.beta"] == 1]
 assert (exact["jaccard"] == 1).all(), "beta = 1 is RIA"
-assert [*rows[rows["score.beta"] == 1]["perplexity"]] == [*rows[rows["method"] == "ria"]["perplexity"]], "beta = 1 is RIA"
-assert (masks.loc[masks["pattern"] == pattern_label(by_row), "uneven_rows"].abs() < 1e-9).all(), "per output every row keeps as many"
+assert [*rows[rows["score.beta"] == 1]["perplexity"]] == [*rows[rows["method"] == "ria"]["perplexity"]], (
+    "beta = 1 is RIA"
+)
+assert (masks.loc[masks["pattern"] == pattern_label(by_row), "uneven_rows"].abs() < 1e-9).all(), (
+    "per output every row keeps as many"
+)
 by_beta = independent.groupby(["model", "pattern", "score.beta"])["jaccard"].mean()
 assert by_beta.groupby(["model", "pattern"]).is_monotonic_increasing.all(), "more samples, closer to RIA"
 chance = (1 - max(sparsities)) / (1 + max(sparsities))
@@ -172,33 +223,45 @@ assert (by_beta > 2 * chance).all(), "far closer than chance"
 # %% [markdown]
 # ## Verdicts
 #
-# (a) paired over evaluation windows, losses averaged over sampling seeds; (b) paired over linears, unevenness averaged over sampling
-# seeds, at the sampling ratio nearest to the paper's 0.1; (c) paired over rounds. For (a) and (c) the intervals hold together.
+# (a) paired over evaluation windows, losses averaged over sampling seeds; (b) paired over linears, unevenness
+# averaged over sampling seeds, at the sampling ratio nearest to the paper's 0.1; (c) paired over rounds. For
+# (a) and (c) the intervals hold together.
+
+# %%
+fewer, nearby, timed = (
+    frame.assign(score=frame["method"].str.partition("(")[0])  # whatever its ratio and its seed
+    for frame in (
+        rows[rows["score.beta"] != 1],
+        independent[independent["score.beta"].fillna(nearest) == nearest],
+        times,
+    )
+)
+free = nearby[nearby["pattern"] == pattern_label(by_layer)]  # per output every row keeps as many
+over_columns, over_rows = (functools.partial(paired_unevenness, lines=lines) for lines in ("columns", "rows"))
+less = Claim("stochria_below_ria", "stochria loses less than ria", "stochria", "ria")
+even_columns = Claim(
+    "stochria_more_even_over_columns",
+    "stochria keeps weights more evenly over columns than ria",
+    "stochria",
+    "ria",
+)
+even_rows = Claim(
+    "stochria_more_even_over_rows", "stochria keeps weights more evenly over rows than ria", "stochria", "ria"
+)
+faster = Claim("stochria_faster_than_ria", "stochria is scored in less time than ria", "stochria", "ria")
 
 # %% tags=["nbval-ignore-output"]
 verdicts = [
-    judge(
-        f"{model}: stochria with beta = {beta:g} loses less than ria",
-        paired(of[of["score.beta"] == beta], of[of["method"] == "ria"], comparisons=len(partial)),
-    )
-    for model in models
-    for of in [rows[rows["model"] == model]]
-    for beta in partial
-]
-verdicts += [
-    judge(
-        f"{model}, {name}: stochria with beta = {nearest:g} keeps weights more evenly over {lines} than ria",
-        paired_unevenness(of[of["score.beta"] == nearest], of[of["method"] == "ria"], lines),
-    )
-    for model in models
-    for name, lines in [(pattern_label(by_row), "columns"), (pattern_label(by_layer), "columns"), (pattern_label(by_layer), "rows")]
-    for of in [independent[(independent["model"] == model) & (independent["pattern"] == name)]]
-]
-verdicts += [
-    judge(
-        f"{row['model']}: stochria, {row['score.sampling']} with beta = {row['score.beta']:g}, is scored in less time than ria",
-        paired_logs(row["log_ratios"], comparisons=len(variants), what="time", over="rounds"),
-    )
-    for row in times[times["score.beta"].notna()].to_dict("records")
+    *judge_all(fewer, [less], ["model", "score.beta"], "score", comparisons=len(partial)),
+    *judge_all(nearby, [even_columns], ["model", "pattern"], "score", compare=over_columns),
+    *judge_all(free, [even_rows], ["model", "pattern"], "score", compare=over_rows),
+    *judge_all(
+        timed,
+        [faster],
+        ["model", "score.sampling", "score.beta"],
+        "score",
+        comparisons=len(variants),
+        compare=paired_times,
+    ),
 ]
 save_verdicts(verdicts, profile, "04_sampling_ratio")

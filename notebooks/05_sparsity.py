@@ -14,10 +14,11 @@
 # %% [markdown]
 # # From 40 % to 80 %
 #
-# **Claims** (Yi and Richtárik). (a) Wanda and RIA degrade at higher sparsity, and stochRIA, which reads a tenth of the entries, stays
-# close to RIA there. (b) R2-DSnoT, started from RIA, loses less than RIA.
+# **Claims** (Yi and Richtárik). (a) Wanda and RIA degrade at higher sparsity, and stochRIA, which reads a
+# tenth of the entries, stays close to RIA there. (b) R2-DSnoT, started from RIA, loses less than RIA.
 #
-# **What would refute them.** A paired comparison on the same evaluation windows whose interval lies on the other side of zero.
+# **What would refute them.** A paired comparison on the same evaluation windows whose interval lies on the
+# other side of zero.
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -37,26 +38,30 @@ digits = 4
 
 # %%
 from symprune import RIA, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, Wanda
-from symprune.measure import Experiment
+from symprune.measure import Experiment, Protocol
 from symprune.paper.figures import perplexity_curves, save_figure
-from symprune.paper.tables import crossings, judge, judge_close, paired, perplexity_table, save_table, save_verdicts
+from symprune.paper.tables import crossings, perplexity_table, save_table
+from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
 #
-# One axis for all methods; scores compete within an output row. Perplexities at 70 % and above are those of a model that no longer works:
-# they tell which method breaks it less, not that one could be used.
+# One axis for all methods; scores compete within an output row. Perplexities at 70 % and above are those of a
+# model that no longer works: they tell which method breaks it less, not that one could be used.
 
 # %%
-experiment = Experiment(
-    profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
-    seq_len=seq_len, evaluation_corpus=evaluation_corpus, n_eval=n_eval, batch_size=batch_size, propagate=propagate, seeds=seeds,
-)  # fmt: skip
+experiment = Experiment(Protocol.of(globals()))
 patterns = [Unstructured(sparsity) for sparsity in sparsity_sweep]
 scores = [Magnitude(), Wanda(), RIA(), StochRIA(beta=0.1)]
 
 # %%
-rows = experiment.run([None, *(Recipe(score, p) for p in patterns for score in scores), *(Recipe(RIA(), p, R2DSnoT()) for p in patterns)])
+rows = experiment.run(
+    [
+        None,
+        *(Recipe(score, p) for p in patterns for score in scores),
+        *(Recipe(RIA(), p, R2DSnoT()) for p in patterns),
+    ]
+)
 rows.loc[rows["refine"] == "r2dsnot", "method"] = "ria + r2dsnot"
 
 # %% [markdown]
@@ -89,8 +94,8 @@ save_table(perplexity_table(relative, digits, index=["model", "method"]), profil
 # %% [markdown]
 # ## Where curves cross
 #
-# Between which neighbouring sparsities two methods change places (mean over seeds), and where the straight lines between log-perplexities
-# meet.
+# Between which neighbouring sparsities two methods change places (mean over seeds), and where the straight
+# lines between log-perplexities meet.
 
 # %%
 save_table(crossings(rows, x="swept").set_index("model"), profile, "05_crossings")
@@ -99,35 +104,31 @@ save_table(crossings(rows, x="swept").set_index("model"), profile, "05_crossings
 # ## Checks
 
 # %%
-for (_, method, seed), of in rows[rows["method"] != "dense"].groupby(["model", "method", "seed"], dropna=False):
-    assert of.sort_values("swept")["perplexity"].is_monotonic_increasing, f"{method}, seed {seed}: more removed, more lost"
+for (_, method, seed), of in rows[rows["method"] != "dense"].groupby(
+    ["model", "method", "seed"], dropna=False
+):
+    assert of.sort_values("swept")["perplexity"].is_monotonic_increasing, (
+        f"{method}, seed {seed}: more removed, more lost"
+    )
 
 # %% [markdown]
 # ## Verdicts
 
 # %%
 claims = [
-    ("ria loses less than wanda", "ria", "wanda"),
-    ("stochria with beta = 0.1 loses less than ria", "stochria", "ria"),
-    ("R2-DSnoT from ria loses less than ria", "ria + r2dsnot", "ria"),
+    Claim("ria_below_wanda", "ria loses less than wanda", "ria", "wanda"),
+    Claim("stochria_below_ria", "stochria with beta = 0.1 loses less than ria", "stochria", "ria"),
+    Claim("r2dsnot_below_ria", "R2-DSnoT from ria loses less than ria", "ria + r2dsnot", "ria"),
 ]
-verdicts = [
-    judge(
-        f"{model}, {sparsity:.0%}: {claim}",
-        paired(of[of["method"] == a], of[of["method"] == b], comparisons=len(claims) * len(sparsity_sweep)),
+close = [
+    Claim(
+        "stochria_close_to_ria",
+        "stochria with beta = 0.1 stays within 5 % of ria",
+        "stochria",
+        "ria",
+        margin=0.05,
     )
-    for model in models
-    for claim, a, b in claims
-    for sparsity in sparsity_sweep
-    for of in [rows[(rows["model"] == model) & (rows["swept"] == sparsity)]]
 ]
-verdicts += [
-    judge_close(
-        f"{model}, {sparsity:.0%}: stochria with beta = 0.1 stays within 5 % of ria",
-        paired(of[of["method"] == "stochria"], of[of["method"] == "ria"], comparisons=len(sparsity_sweep)),
-    )
-    for model in models
-    for sparsity in sparsity_sweep
-    for of in [rows[(rows["model"] == model) & (rows["swept"] == sparsity)]]
-]
+verdicts = judge_all(rows, claims, by=["model", "pattern"], comparisons=len(claims) * len(sparsity_sweep))
+verdicts += judge_all(rows, close, by=["model", "pattern"], comparisons=len(sparsity_sweep))
 save_verdicts(verdicts, profile, "05_sparsity")

@@ -14,13 +14,15 @@
 # %% [markdown]
 # # Training-free refinement: DSnoT and R2-DSnoT
 #
-# **Claims.** (a) DSnoT lowers the perplexity of a given mask without changing a weight (Zhang et al.). (b) At 60 %, R2-DSnoT is better than
-# DSnoT from each initial mask: magnitude, Wanda, RIA (Yi and Richtárik).
+# **Claims.** (a) DSnoT lowers the perplexity of a given mask without changing a weight (Zhang et al.). (b) At
+# 60 %, R2-DSnoT is better than DSnoT from each initial mask: magnitude, Wanda, RIA (Yi and Richtárik).
 #
-# **What would refute them.** A paired comparison on the same evaluation windows whose interval lies on the other side of zero.
+# **What would refute them.** A paired comparison on the same evaluation windows whose interval lies on the
+# other side of zero.
 #
-# Both refiners swap weights within a row until the row's expected error is near zero; R2-DSnoT weighs the candidates by relative importance
-# and by a power of the activations. `exact_swap` is ours, beyond the paper: it knows the whole Gram matrix of the inputs.
+# Both refiners swap weights within a row until the row's expected error is near zero; R2-DSnoT weighs the
+# candidates by relative importance and by a power of the activations. `exact_swap` is ours, beyond the paper:
+# it knows the whole Gram matrix of the inputs.
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -42,27 +44,27 @@ digits = 4
 
 # %%
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
-from symprune.measure import Experiment
+from symprune.measure import Experiment, Protocol
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap
 from symprune.paper.figures import perplexity_dots, save_figure
-from symprune.paper.tables import judge, paired, perplexity_table, save_table, save_verdicts
+from symprune.paper.tables import perplexity_table, save_table
+from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
 #
-# Start and refinement compare within an output row, so that a refined mask keeps as many weights in every row as its start. The published
-# comparison starts magnitude from one ranking per layer but refines it row by row: part of its gain is the change of group.
-# All linears are refined (the published code's silent default is attention alone).
+# Start and refinement compare within an output row, so that a refined mask keeps as many weights in every row
+# as its start. The published comparison starts magnitude from one ranking per layer but refines it row by
+# row: part of its gain is the change of group. All linears are refined (the published code's silent default
+# is attention alone).
 #
-# `r2dsnot, as published` has relative importance in the pruning phase, alpha = 0.5 and both gammas 0.001; `r2dsnot` has this package's
-# defaults, which notebook 08 chooses on the validation articles. `keep_sign` is an option of DSnoT's published code, with which a row stops
-# before its error changes sign; the variant of R2-DSnoT beside it is the best of those with it on the same articles.
+# `r2dsnot, as published` has relative importance in the pruning phase, alpha = 0.5 and both gammas 0.001;
+# `r2dsnot` has this package's defaults, which notebook 08 chooses on the validation articles. `keep_sign` is
+# an option of DSnoT's published code, with which a row stops before its error changes sign; the variant of
+# R2-DSnoT beside it is the best of those with it on the same articles.
 
 # %%
-experiment = Experiment(
-    profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
-    seq_len=seq_len, evaluation_corpus=evaluation_corpus, n_eval=n_eval, batch_size=batch_size, propagate=propagate, seeds=seeds,
-)  # fmt: skip
+experiment = Experiment(Protocol.of(globals()))
 refiners = {
     "none": None,
     "dsnot": DSnoT(),
@@ -82,7 +84,9 @@ recipes = {
     for name, refiner in refiners.items()
 }
 rows = experiment.run([None, *recipes])
-rows["refine"] = rows["recipe_key"].map({recipe.key: name for recipe, name in recipes.items()}).fillna("dense")
+rows["refine"] = (
+    rows["recipe_key"].map({recipe.key: name for recipe, name in recipes.items()}).fillna("dense")
+)
 
 # %% [markdown]
 # ## Table
@@ -90,7 +94,12 @@ rows["refine"] = rows["recipe_key"].map({recipe.key: name for recipe, name in re
 # Mean ± standard deviation over calibration seeds.
 
 # %%
-save_table(perplexity_table(rows, digits, index=["model", "pattern", "refine"], columns="method"), profile, "06_dsnot", data=rows)
+save_table(
+    perplexity_table(rows, digits, index=["model", "pattern", "refine"], columns="method"),
+    profile,
+    "06_dsnot",
+    data=rows,
+)
 
 # %%
 first = rows[rows["pattern"].isin(["dense", rows["pattern"].iloc[1]])]
@@ -99,19 +108,25 @@ save_figure(perplexity_dots(first, columns="method", index="refine"), profile, "
 # %% [markdown]
 # ## What the refinement did
 #
-# Rows refined, swaps, the mean error of a row before and after, over all linears, and the seconds of the whole pruning. The errors of
-# `exact_swap` are another quantity than those of the two others.
+# Rows refined, swaps, the mean error of a row before and after, over all linears, and the seconds of the
+# whole pruning. The errors of `exact_swap` are another quantity than those of the two others.
 
 # %% tags=["nbval-ignore-output"]
 at_60 = first[first["seed"] == seeds[0]].dropna(subset="swaps")
-effort = at_60[["model", "method", "refine", "rows refined", "swaps", "error before", "error after", "seconds_prune"]]
-save_table(effort.set_index("model").round(1).astype({"rows refined": int, "swaps": int}), profile, "06_effort")
+effort = at_60[
+    ["model", "method", "refine", "rows refined", "swaps", "error before", "error after", "seconds_prune"]
+]
+save_table(
+    effort.set_index("model").round(1).astype({"rows refined": int, "swaps": int}), profile, "06_effort"
+)
 
 # %% [markdown]
 # ## Checks
 
 # %%
-assert rows[rows["refine"] != "dense"].groupby("pattern")["sparsity"].nunique().eq(1).all(), "a refinement keeps every count"
+assert rows[rows["refine"] != "dense"].groupby("pattern")["sparsity"].nunique().eq(1).all(), (
+    "a refinement keeps every count"
+)
 exact = effort[effort["refine"] == "exact_swap"]
 assert (exact["error after"] <= exact["error before"]).all(), "exact_swap never raises its objective"
 
@@ -119,25 +134,44 @@ assert (exact["error after"] <= exact["error before"]).all(), "exact_swap never 
 # ## Verdicts
 
 # %%
+signed, swapped = "R2-DSnoT with keep_sign", "ExactSwap (ours)"
 claims = [
-    ("DSnoT loses less than the initial mask", "dsnot", "none"),
-    ("R2-DSnoT as published loses less than DSnoT", "r2dsnot, as published", "dsnot"),
-    ("R2-DSnoT with our defaults loses less than DSnoT", "r2dsnot", "dsnot"),
-    ("R2-DSnoT with keep_sign loses less than DSnoT with keep_sign", "r2dsnot, keep_sign", "dsnot, keep_sign"),
-    ("R2-DSnoT with our defaults loses less than the initial mask", "r2dsnot", "none"),
-    ("R2-DSnoT with keep_sign loses less than the initial mask", "r2dsnot, keep_sign", "none"),
-    ("ExactSwap (ours) loses less than R2-DSnoT with keep_sign", "exact_swap", "r2dsnot, keep_sign"),
-    ("ExactSwap (ours) loses less than the initial mask", "exact_swap", "none"),
+    Claim("dsnot_below_start", "DSnoT loses less than the initial mask", "dsnot", "none"),
+    Claim(
+        "r2dsnot_as_published_below_dsnot",
+        "R2-DSnoT as published loses less than DSnoT",
+        "r2dsnot, as published",
+        "dsnot",
+    ),
+    Claim("r2dsnot_below_dsnot", "R2-DSnoT with our defaults loses less than DSnoT", "r2dsnot", "dsnot"),
+    Claim(
+        "signed_r2dsnot_below_signed_dsnot",
+        f"{signed} loses less than DSnoT with keep_sign",
+        "r2dsnot, keep_sign",
+        "dsnot, keep_sign",
+    ),
+    Claim(
+        "r2dsnot_below_start",
+        "R2-DSnoT with our defaults loses less than the initial mask",
+        "r2dsnot",
+        "none",
+    ),
+    Claim(
+        "signed_r2dsnot_below_start",
+        f"{signed} loses less than the initial mask",
+        "r2dsnot, keep_sign",
+        "none",
+    ),
+    Claim(
+        "exact_swap_below_signed_r2dsnot",
+        f"{swapped} loses less than {signed}",
+        "exact_swap",
+        "r2dsnot, keep_sign",
+    ),
+    Claim("exact_swap_below_start", f"{swapped} loses less than the initial mask", "exact_swap", "none"),
 ]
-verdicts = [
-    judge(
-        f"{model}, {pattern}, from {start}: {claim}",
-        paired(of[of["refine"] == a], of[of["refine"] == b], comparisons=len(claims) * len(starts)),
-    )
-    for model in models
-    for pattern in rows["pattern"].unique()[1:]
-    for claim, a, b in claims
-    for start in refinement_starts
-    for of in [rows[(rows["model"] == model) & (rows["pattern"] == pattern) & (rows["method"] == start)]]
-]
+refined = rows.assign(start="from " + rows["method"])
+verdicts = judge_all(
+    refined, claims, ["model", "pattern", "start"], column="refine", comparisons=len(claims) * len(starts)
+)
 save_verdicts(verdicts, profile, "06_dsnot")

@@ -16,11 +16,12 @@
 # %% [markdown]
 # # Zero-shot accuracy of pruned models
 #
-# **Claims.** At 60 % and from each initial mask (magnitude, Wanda, RIA), (a) DSnoT answers more questions rightly than the mask as it is
-# (Zhang et al.), (b) R2-DSnoT answers more rightly than the mask as it is, and (c) than DSnoT (Yi and Richtárik).
+# **Claims.** At 60 % and from each initial mask (magnitude, Wanda, RIA), (a) DSnoT answers more questions
+# rightly than the mask as it is (Zhang et al.), (b) R2-DSnoT answers more rightly than the mask as it is, and
+# (c) than DSnoT (Yi and Richtárik).
 #
-# **What would refute them.** A comparison paired over examples whose 95 % interval lies on the other side of zero.
-# An interval that holds zero leaves a claim undecided.
+# **What would refute them.** A comparison paired over examples whose 95 % interval lies on the other side of
+# zero. An interval that holds zero leaves a claim undecided.
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -42,34 +43,34 @@ zero_shot_limit = 2
 
 # %%
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
-from symprune.measure import Experiment
-from symprune.paper.accuracy import accuracy_table, judge_accuracy, paired_accuracy
+from symprune.measure import Accuracy, Experiment, Protocol
+from symprune.paper.accuracy import accuracy_table
+from symprune.paper.compare import paired_accuracy
 from symprune.paper.figures import accuracy_bars, save_figure
-from symprune.paper.tables import save_table, save_verdicts, spread_table
+from symprune.paper.tables import save_table, spread_table
+from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
 #
-# Accuracy is `acc` of lm-eval: the choice with the largest log-likelihood, not divided by its length, without examples in the prompt.
-# The mean over tasks counts each task once.
+# Accuracy is `acc` of lm-eval: the choice with the largest log-likelihood, not divided by its length, without
+# examples in the prompt. The mean over tasks counts each task once.
 #
-# `continuation` is ours and no published benchmark: which of four passages of twelve words continues a passage of a held-out Wikipedia
-# article? The three wrong ones begin other sentences of the same article, in other paragraphs. Guessing gives 25 %. It stands here
-# because the seven tasks of the paper (boolq, rte, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa) are not installed with a
-# package: they need the hub or `SYMPRUNE_DATA`.
+# `continuation` is ours and no published benchmark: which of four passages of twelve words continues a
+# passage of a held-out Wikipedia article? The three wrong ones begin other sentences of the same article, in
+# other paragraphs. Guessing gives 25 %. It stands here because the seven tasks of the paper (boolq, rte,
+# hellaswag, winogrande, arc_easy, arc_challenge, openbookqa) are not installed with a package: they need the
+# hub or `SYMPRUNE_DATA`.
 
 # %%
-experiment = Experiment(
-    profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
-    seq_len=seq_len, evaluation_corpus=evaluation_corpus, n_eval=n_eval, batch_size=batch_size, propagate=propagate, seeds=seeds,
-)  # fmt: skip
+experiment = Experiment(Protocol.of(globals()))
 pattern = Unstructured(max(refined_sparsities))
 starts = [SCORES[name]() for name in refinement_starts]
 refiners = [None, DSnoT(), R2DSnoT()]
 
 # %%
 recipes = [Recipe(start, pattern, refiner) for start in starts for refiner in refiners]
-rows = experiment.zero_shot([None, *recipes], zero_shot_tasks, zero_shot_limit)
+rows = experiment.run([None, *recipes], *(Accuracy(task, zero_shot_limit) for task in zero_shot_tasks))
 rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(4)
 
 # %% [markdown]
@@ -81,16 +82,20 @@ rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(
 save_table(accuracy_table(rows), profile, "07_zero_shot", data=rows)
 
 # %% [markdown]
-# The same means ± standard deviation over calibration seeds: how much of a difference is the draw of the calibration text.
+# The same means ± standard deviation over calibration seeds: how much of a difference is the draw of the
+# calibration text.
 
 # %%
 percent = rows.assign(percent=100 * rows["acc"])
-save_table(spread_table(percent, "percent", 3, ["model", "method", "refine"], "task"), profile, "07_draws", data=rows)
+save_table(
+    spread_table(percent, "percent", 3, ["model", "method", "refine"], "task"), profile, "07_draws", data=rows
+)
 
 # %% [markdown]
 # ## Figure
 #
-# A bar per initial mask and refinement, with one standard error over examples; the dotted line is the dense model.
+# A bar per initial mask and refinement, with one standard error over examples; the dotted line is the dense
+# model.
 
 # %%
 save_figure(accuracy_bars(rows), profile, "07_zero_shot")
@@ -102,29 +107,30 @@ save_figure(accuracy_bars(rows), profile, "07_zero_shot")
 
 # %%
 pruned = rows[rows["method"] != "dense"]
-assert (pruned["sparsity"] <= pattern.sparsity + 1e-9).all() and (pruned["sparsity"] > pattern.sparsity - 0.01).all()
-assert pruned.groupby(["model", "method", "task"])["sparsity"].nunique().eq(1).all(), "a refinement keeps as many weights as its start"
+assert (pruned["sparsity"] <= pattern.sparsity + 1e-9).all() and (
+    pruned["sparsity"] > pattern.sparsity - 0.01
+).all()
+assert pruned.groupby(["model", "method", "task"])["sparsity"].nunique().eq(1).all(), (
+    "a refinement keeps as many weights as its start"
+)
 assert rows.groupby("task")["n"].nunique().eq(1).all(), "every model answers the same examples"
-assert [correct.count("1") / n for correct, n in zip(rows["correct"], rows["n"], strict=True)] == list(rows["acc"])
+assert [correct.count("1") / n for correct, n in zip(rows["correct"], rows["n"], strict=True)] == list(
+    rows["acc"]
+)
 
 # %% [markdown]
 # ## Verdicts
 #
-# Each comparison is a paired bootstrap over examples, seeds averaged, over the mean of the tasks. The interval covers the choice of
-# examples on this model; a model of this size answers so little beyond chance that small differences stay undecided.
+# Each comparison is a paired bootstrap over examples, seeds averaged, over the mean of the tasks. The
+# interval covers the choice of examples on this model; a model of this size answers so little beyond chance
+# that small differences stay undecided.
 
 # %%
-none, dsnot, r2dsnot = rows["refine"].eq("none"), rows["refine"].str.startswith("dsnot"), rows["refine"].str.startswith("r2dsnot")
 claims = [
-    ("dsnot answers more rightly than the mask as it is", dsnot, none),
-    ("r2dsnot answers more rightly than the mask as it is", r2dsnot, none),
-    ("r2dsnot answers more rightly than dsnot", r2dsnot, dsnot),
+    Claim("dsnot_above_start", "dsnot answers more rightly than the mask as it is", "dsnot", "none"),
+    Claim("r2dsnot_above_start", "r2dsnot answers more rightly than the mask as it is", "r2dsnot", "none"),
+    Claim("r2dsnot_above_dsnot", "r2dsnot answers more rightly than dsnot", "r2dsnot", "dsnot"),
 ]
-verdicts = [
-    judge_accuracy(f"{model}, from {start}: {claim}", paired_accuracy(rows[a & here], rows[b & here]))
-    for model in models
-    for start in pruned["method"].unique()
-    for claim, a, b in claims
-    for here in [(rows["model"] == model) & (rows["method"] == start)]
-]
+refined = rows.assign(start="from " + rows["method"])
+verdicts = judge_all(refined, claims, by=["model", "start"], column="refine", compare=paired_accuracy)
 save_verdicts(verdicts, profile, "07_zero_shot")

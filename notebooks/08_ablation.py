@@ -14,13 +14,14 @@
 # %% [markdown]
 # # Every part of R2-DSnoT, alone and together
 #
-# **Claims** (Yi and Richtárik). (a) Relative importance in one of the two phases helps, in both at once it hurts. (b) The regularisation
-# changes little.
+# **Claims** (Yi and Richtárik). (a) Relative importance in one of the two phases helps, in both at once it
+# hurts. (b) The regularisation changes little.
 #
-# **What would refute them.** A paired comparison on the same windows whose interval lies on the other side of zero.
+# **What would refute them.** A paired comparison on the same windows whose interval lies on the other side of
+# zero.
 #
-# This notebook is also where the defaults of `R2DSnoT` are chosen. It therefore evaluates on the *validation* articles alone; the
-# tables of the other notebooks use articles that play no part in the choice.
+# This notebook is also where the defaults of `R2DSnoT` are chosen. It therefore evaluates on the *validation*
+# articles alone; the tables of the other notebooks use articles that play no part in the choice.
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -42,26 +43,22 @@ digits = 4
 
 # %%
 from dataclasses import replace
-from itertools import product
 
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
-from symprune.measure import Experiment
+from symprune.measure import Experiment, Protocol
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap
 from symprune.paper.figures import heat_map, perplexity_curves, save_figure
-from symprune.paper.tables import judge, judge_close, paired, perplexity_table, save_table, save_verdicts
+from symprune.paper.tables import perplexity_table, save_table
+from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
 # ## One part at a time
 #
-# `neutral` is R2-DSnoT with every part off, which is DSnoT. Parts are switched on alone, then on top of `keep_sign`.
-# 60 %, statistics of the dense model.
+# `neutral` is R2-DSnoT with every part off, which is DSnoT. Parts are switched on alone, then on top of
+# `keep_sign`. 60 %, statistics of the dense model.
 
 # %%
-experiment = Experiment(
-    profile=profile, models=models, device=device, dtype=dtype, calibration_corpus=calibration_corpus, n_calib=n_calib,
-    seq_len=seq_len, evaluation_corpus=evaluation_corpus, evaluation_split="validation", n_eval=n_eval, batch_size=batch_size,
-    propagate="dense", seeds=seeds,
-)  # fmt: skip
+experiment = Experiment(Protocol.of(globals(), evaluation_split="validation", propagate="dense"))
 neutral = R2DSnoT(relative="none", alpha=1.0, gamma_grow=0.0, gamma_prune=0.0, keep_sign=False)
 signed = replace(neutral, keep_sign=True)
 every_part = {
@@ -90,16 +87,26 @@ starts = [SCORES[name]() for name in refinement_starts]
 # %%
 recipes = {Recipe(start, Unstructured(0.6), part): name for start in starts for name, part in parts.items()}
 rows = experiment.run([None, *(Recipe(start, Unstructured(0.6), DSnoT()) for start in starts), *recipes])
-rows["part"] = rows["recipe_key"].map({recipe.key: name for recipe, name in recipes.items()} | {"dense": "dense"}).fillna("dsnot")
-save_table(perplexity_table(rows, digits, index=["model", "part"], columns="method"), profile, "08_ablation", data=rows)
+rows["part"] = (
+    rows["recipe_key"]
+    .map({recipe.key: name for recipe, name in recipes.items()} | {"dense": "dense"})
+    .fillna("dsnot")
+)
+save_table(
+    perplexity_table(rows, digits, index=["model", "part"], columns="method"),
+    profile,
+    "08_ablation",
+    data=rows,
+)
 
 # %% [markdown]
 # ## The choice
 #
-# In profile cpu_full, of the four ways to place relative importance, in pruning alone has the lowest perplexity from each of the initial
-# masks, and alpha = 0.5 is worse than alpha = 1 from each: hence the defaults of `R2DSnoT`, relative importance in pruning, alpha = 1, no
-# gammas. `keep_sign` is left off because it raises the perplexity from magnitude as decidedly as it lowers it from Wanda and RIA; with it
-# on, no phase is best from every mask.
+# In profile cpu_full, of the four ways to place relative importance, in pruning alone has the lowest
+# perplexity from each of the initial masks, and alpha = 0.5 is worse than alpha = 1 from each: hence the
+# defaults of `R2DSnoT`, relative importance in pruning, alpha = 1, no gammas. `keep_sign` is left off because
+# it raises the perplexity from magnitude as decidedly as it lowers it from Wanda and RIA; with it on, no
+# phase is best from every mask.
 
 # %% [markdown]
 # ## The regularisation, over decades
@@ -108,59 +115,132 @@ save_table(perplexity_table(rows, digits, index=["model", "part"], columns="meth
 
 # %%
 steps = [0.0, *gammas]
-grid = experiment.run([Recipe(starts[-1], Unstructured(0.6), R2DSnoT(gamma_grow=a, gamma_prune=b)) for a in steps for b in steps])
+grid = experiment.run(
+    [
+        Recipe(starts[-1], Unstructured(0.6), R2DSnoT(gamma_grow=a, gamma_prune=b))
+        for a in steps
+        for b in steps
+    ]
+)
 save_figure(heat_map(grid, "refine.gamma_prune", "refine.gamma_grow"), profile, "08_gammas", data=grid)
 
 # %% [markdown]
 # ## How many exact swaps
 #
-# `ExactSwap` lowers its objective on the calibration text with every cycle; the validation text says when to stop. From the last
-# initial mask, whose own perplexity is the level line.
+# `ExactSwap` lowers its objective on the calibration text with every cycle; the validation text says when to
+# stop. From the last initial mask, whose own perplexity is the level line.
 
 # %%
-cycles = experiment.run([Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *map(ExactSwap, swap_cycle_sweep))])
-cycles["method"] += cycles["refine"].map(lambda refine: ", not refined" if refine == "none" else " + exact_swap")
-save_figure(perplexity_curves(cycles, x="refine.max_cycles", label="cycles", hue="method"), profile, "08_cycles", data=cycles)
+cycles = experiment.run(
+    [Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *map(ExactSwap, swap_cycle_sweep))]
+)
+cycles["method"] += cycles["refine"].map(
+    lambda refine: ", not refined" if refine == "none" else " + exact_swap"
+)
+save_figure(
+    perplexity_curves(cycles, x="refine.max_cycles", label="cycles", hue="method"),
+    profile,
+    "08_cycles",
+    data=cycles,
+)
 
 # %% [markdown]
 # ## Checks
 
 # %%
 same = rows[rows["part"].isin(["dsnot", "neutral"])]
-assert (same.groupby(["model", "method", "seed"])["perplexity"].nunique() == 1).all(), "with neutral parameters R2-DSnoT is DSnoT"
+assert (same.groupby(["model", "method", "seed"])["perplexity"].nunique() == 1).all(), (
+    "with neutral parameters R2-DSnoT is DSnoT"
+)
 
 # %% [markdown]
 # ## Verdicts
 #
-# On validation text. Each part against the row that lacks it.
+# On validation text. Each part against the row that lacks it, where this profile measures both.
 
 # %%
+relative, with_sign = "relative importance", "with keep_sign"
+all_linears, attention, gammas_on = "keep_sign", "keep_sign, attention alone", "keep_sign, gammas 0.001"
+grow, prune, both = (f"keep_sign, relative {phase}" for phase in ("grow", "prune", "both"))
+in_place = "in the regularisation in place of 1 changes less than 5 %"
 claims = [
-    ("relative importance in growing alone loses less than none", "relative grow", "neutral"),
-    ("relative importance in pruning alone loses less than none", "relative prune", "neutral"),
-    ("relative importance in growing alone loses less than in both", "relative grow", "relative both"),
-    ("relative importance in pruning alone loses less than in both", "relative prune", "relative both"),
-    ("no relative importance loses less than in both", "neutral", "relative both"),
-    ("alpha = 0.5 loses less than alpha = 1", "alpha 0.5", "neutral"),
-    ("stopping before the error changes sign loses less", "keep_sign", "neutral"),
-    ("with keep_sign, relative importance in growing loses less than none", "keep_sign, relative grow", "keep_sign"),
-    ("with keep_sign, relative importance in pruning loses less than none", "keep_sign, relative prune", "keep_sign"),
-    ("with keep_sign, relative importance in pruning loses less than in both", "keep_sign, relative prune", "keep_sign, relative both"),
-    ("with keep_sign, the regularisation loses less than none", "keep_sign, gammas 0.001", "keep_sign"),
-    ("with keep_sign, all linears lose less than attention alone", "keep_sign", "keep_sign, attention alone"),
-]  # fmt: skip
+    Claim("grow_below_none", f"{relative} in growing alone loses less than none", "relative grow", "neutral"),
+    Claim(
+        "prune_below_none", f"{relative} in pruning alone loses less than none", "relative prune", "neutral"
+    ),
+    Claim(
+        "grow_below_both",
+        f"{relative} in growing alone loses less than in both",
+        "relative grow",
+        "relative both",
+    ),
+    Claim(
+        "prune_below_both",
+        f"{relative} in pruning alone loses less than in both",
+        "relative prune",
+        "relative both",
+    ),
+    Claim("none_below_both", f"no {relative} loses less than in both", "neutral", "relative both"),
+    Claim("alpha_half_below_one", "alpha = 0.5 loses less than alpha = 1", "alpha 0.5", "neutral"),
+    Claim(
+        "signed_below_unsigned", "stopping before the error changes sign loses less", "keep_sign", "neutral"
+    ),
+    Claim(
+        "signed_grow_below_none",
+        f"{with_sign}, {relative} in growing loses less than none",
+        grow,
+        "keep_sign",
+    ),
+    Claim(
+        "signed_prune_below_none",
+        f"{with_sign}, {relative} in pruning loses less than none",
+        prune,
+        "keep_sign",
+    ),
+    Claim(
+        "signed_prune_below_both", f"{with_sign}, {relative} in pruning loses less than in both", prune, both
+    ),
+    Claim(
+        "signed_gammas_below_none",
+        f"{with_sign}, the regularisation loses less than none",
+        gammas_on,
+        "keep_sign",
+    ),
+    Claim(
+        "signed_all_below_attention",
+        f"{with_sign}, all linears lose less than attention alone",
+        all_linears,
+        attention,
+    ),
+]
 little = [
-    ("with keep_sign, the regularisation of 0.001 changes less than 5 %", "keep_sign, gammas 0.001", "keep_sign"),
-    ("as published, p = 0.5 in the regularisation in place of 1 changes less than 5 %", "as published, p 0.5", "as published"),
-    ("as published, p = 2 in the regularisation in place of 1 changes less than 5 %", "as published, p 2", "as published"),
-]  # fmt: skip
+    Claim(
+        "signed_gammas_change_little",
+        f"{with_sign}, the regularisation of 0.001 changes less than 5 %",
+        gammas_on,
+        "keep_sign",
+        margin=0.05,
+    ),
+    Claim(
+        "p_half_changes_little",
+        f"as published, p = 0.5 {in_place}",
+        "as published, p 0.5",
+        "as published",
+        0.05,
+    ),
+    Claim(
+        "p_two_changes_little", f"as published, p = 2 {in_place}", "as published, p 2", "as published", 0.05
+    ),
+]
+ablation = rows.assign(start="from " + rows["method"])
 verdicts = []
-for decide, listed in ((judge, claims), (judge_close, little)):
-    asked = [claim for claim in listed if {*claim[1:]} <= parts.keys()]
-    for model, start in product(models, refinement_starts):
-        of = rows[(rows["model"] == model) & (rows["method"] == start)].set_index("part", drop=False)
-        verdicts += [
-            decide(f"{model}, from {start}: {claim}", paired(of.loc[[a]], of.loc[[b]], comparisons=len(asked) * len(refinement_starts)))
-            for claim, a, b in asked
-        ]
+for listed in (claims, little):
+    measured = [claim for claim in listed if {claim.a, claim.b} <= parts.keys()]
+    verdicts += judge_all(
+        ablation,
+        measured,
+        by=["model", "start"],
+        column="part",
+        comparisons=len(measured) * len(refinement_starts),
+    )
 save_verdicts(verdicts, profile, "08_ablation")

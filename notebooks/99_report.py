@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Report
 #
-# What was claimed, what was found here, and every table and figure behind it. Each number comes from a record: a JSON file in
-# `results/<profile>/records`, whose name stands in the CSV beside each table. The same page in Markdown: `results/<profile>/report.md`;
-# links lead from that folder.
+# What was claimed, what was found here, and every table and figure behind it. Each number comes from a
+# record: a JSON file in `results/<profile>/records`, whose name stands in the CSV beside each table. The same
+# page in Markdown: `results/<profile>/report.md`; links lead from that folder.
 
 # %% tags=["parameters"]
 profile = "smoke"
@@ -25,14 +25,15 @@ profile = "smoke"
 from IPython.display import Image, Markdown, display
 
 from symprune.paper.report import claims_page, save_report
-from symprune.paper.tables import load_verdicts, saved_figures, saved_tables, verdict_page
+from symprune.paper.tables import saved_figures, saved_tables
+from symprune.paper.verdicts import load_verdicts, verdict_page
 
 # %% [markdown]
 # ## Claims and questions
 #
-# *reproduced*: the 95 % interval of a paired comparison lies on the claim's side. *not reproduced*: it lies on the other side.
-# *undecided*: it holds both. The protocol (model, text, sizes) is this profile's; nothing was run on the paper's models unless their
-# names stand in the tables.
+# *reproduced*: the 95 % interval of a paired comparison lies on the claim's side. *not reproduced*: it lies
+# on the other side. *undecided*: it holds both. The protocol (model, text, sizes) is this profile's; nothing
+# was run on the paper's models unless their names stand in the tables.
 
 # %% tags=["nbval-ignore-output"]
 save_report(profile)
@@ -59,4 +60,6 @@ for path in saved_figures(profile):
     display(Markdown(f"### {path.stem.removeprefix('fig_')}"), Image(path))
 
 # %%
-assert saved_tables(profile) and saved_figures(profile), "run the other notebooks first: this one gathers what they wrote"
+assert saved_tables(profile) and saved_figures(profile), (
+    "run the other notebooks first: this one gathers what they wrote"
+)

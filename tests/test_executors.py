@@ -129,10 +129,11 @@ models = []
 calibration_corpus = ""
 
 # %%
+from dataclasses import replace
 from symprune import RIA, Magnitude, Recipe, Wanda
 from symprune.base import records
 from symprune.measure import Experiment, Protocol
-from symprune.paper.tables import Verdict, save_table, save_verdicts
+from symprune.paper.tables import save_table
 
 put = records.Store.put
 
@@ -144,12 +145,12 @@ def logged(store, record):
 
 
 records.Store.put = logged
-protocol = dict(profile=profile, models=models, calibration_corpus=calibration_corpus, evaluation_corpus=calibration_corpus)
-experiment = Experiment(Protocol(**protocol, n_calib=2, n_eval=2, seq_len=32, seeds=[0, 1]))
+protocol = Protocol.of(globals(), evaluation_corpus=calibration_corpus, n_calib=2, n_eval=2, seq_len=32)
+experiment = Experiment(protocol)
 rows = experiment.run([None, Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA())])
 
 # %%
-more = Experiment(Protocol(**protocol, n_calib=3, n_eval=2, seq_len=32, seeds=[0, 1])).run([Recipe(Magnitude()), Recipe(Wanda())])
+more = Experiment(replace(protocol, n_calib=3)).run([Recipe(Magnitude()), Recipe(Wanda())])
 save_table(rows[["method", "seed", "perplexity", "record"]], profile, "02_toy")
 save_table(more[["method", "seed", "perplexity", "record"]], profile, "02_more")
 """

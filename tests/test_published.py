@@ -1,4 +1,6 @@
-"""What is published is measured again, on whatever machine this is, within the tolerance that is promised between machines."""
+"""What is published is measured again, on whatever machine this is, within the tolerance that is promised
+between machines.
+"""
 
 import pytest
 

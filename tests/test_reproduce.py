@@ -41,7 +41,11 @@ HEADER = """# ---
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A project of one notebook and one profile."""
-    for name, folder in {"ROOT": tmp_path, "NOTEBOOKS": tmp_path / "notebooks", "PARAMS": tmp_path / "papermill_params"}.items():
+    for name, folder in {
+        "ROOT": tmp_path,
+        "NOTEBOOKS": tmp_path / "notebooks",
+        "PARAMS": tmp_path / "papermill_params",
+    }.items():
         folder.mkdir(exist_ok=True)
         monkeypatch.setattr(paths, name, folder)
     profile(tmp_path, "smoke", profile="smoke", number=1)
@@ -55,12 +59,16 @@ def profile(root: Path, name: str, **values) -> None:
 
 
 def notebook(root: Path, name: str, code: str, parameters: str = 'profile = "smoke"\nnumber = 1') -> None:
-    (root / f"notebooks/{name}.py").write_text(f'{HEADER}# %% tags=["parameters"]\n{parameters}\n\n# %%\n{code}\n')
+    (root / f"notebooks/{name}.py").write_text(
+        f'{HEADER}# %% tags=["parameters"]\n{parameters}\n\n# %%\n{code}\n'
+    )
 
 
 def output(file: Path) -> str:
     """What the cells of an executed notebook printed."""
-    return "".join(out.get("text", "") for cell in nbformat.read(file, 4).cells for out in cell.get("outputs", []))
+    return "".join(
+        out.get("text", "") for cell in nbformat.read(file, 4).cells for out in cell.get("outputs", [])
+    )
 
 
 # Profiles.
@@ -81,7 +89,10 @@ def test_every_profile_has_the_same_keys_and_says_its_name(name):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"profile": "full", "numbr": 1, "number": 1}, r"unknown key in papermill_params/full.yaml 'numbr': did you mean number"),
+        (
+            {"profile": "full", "numbr": 1, "number": 1},
+            r"unknown key in papermill_params/full.yaml 'numbr': did you mean number",
+        ),
         ({"profile": "full"}, "full.yaml lacks number"),
         ({"profile": "smoke", "number": 1}, "says profile: smoke: it must say full"),
     ],
@@ -128,7 +139,16 @@ def test_a_notebook_narrates_and_the_library_computes(name):
 
 @pytest.mark.parametrize(
     "parameters",
-    ["number = 1 + x", "number = len('a')", "a, b = 1, 2", "number: int = 0", "import os", "number = (", "a = b = 1", "number += 1"],
+    [
+        "number = 1 + x",
+        "number = len('a')",
+        "a, b = 1, 2",
+        "number: int = 0",
+        "import os",
+        "number = (",
+        "a = b = 1",
+        "number += 1",
+    ],
 )
 def test_a_parameters_cell_holds_assignments_of_literals_only(project, parameters):
     notebook(project, "00_first", "", parameters)
@@ -144,7 +164,9 @@ def test_a_notebook_needs_one_parameters_cell(project):
 
 def test_a_parameter_that_no_profile_has_stops_everything_before_it_starts(project):
     notebook(project, "01_second", "", "numbr = 1")
-    with pytest.raises(UserError, match="unknown parameter in notebook 01_second 'numbr': did you mean number"):
+    with pytest.raises(
+        UserError, match="unknown parameter in notebook 01_second 'numbr': did you mean number"
+    ):
         reproduce.reproduce([], "smoke", show=False)
     assert not (project / "results").exists()
 
@@ -222,8 +244,12 @@ def test_a_source_is_in_jupytexts_normal_form(name):
 # The runner.
 
 
-def test_a_notebook_runs_under_a_profile_with_a_real_kernel_and_ends_in_a_report(project, capsys, monkeypatch):
-    notebook(project, "00_first", "import os\nprint(profile, number + 1, os.getcwd(), os.environ['SYMPRUNE_DATA'])")
+def test_a_notebook_runs_under_a_profile_with_a_real_kernel_and_ends_in_a_report(
+    project, capsys, monkeypatch
+):
+    notebook(
+        project, "00_first", "import os\nprint(profile, number + 1, os.getcwd(), os.environ['SYMPRUNE_DATA'])"
+    )
     monkeypatch.setenv("SYMPRUNE_DATA", "data")  # relative to this process, whose folder is not the kernel's
     monkeypatch.chdir(project)
     assert main(["reproduce", "--profile", "full", "--json"]) == 0
@@ -234,7 +260,11 @@ def test_a_notebook_runs_under_a_profile_with_a_real_kernel_and_ends_in_a_report
     assert "full 42" in report.read_text()
     read = nbformat.read(executed, 4)
     nbformat.validate(read)
-    assert [cell.metadata.get("tags", []) for cell in read.cells] == [["parameters"], ["injected-parameters"], []]
+    assert [cell.metadata.get("tags", []) for cell in read.cells] == [
+        ["parameters"],
+        ["injected-parameters"],
+        [],
+    ]
     assert read.metadata.keys() == {"kernelspec", "language_info"}
     assert sorted(path.name for path in (project / "results/full").iterdir()) == [
         "00_first.ipynb",
@@ -250,7 +280,9 @@ def test_a_notebook_runs_under_a_profile_with_a_real_kernel_and_ends_in_a_report
     captured = capsys.readouterr()
     assert captured.out == ""
     failed = project / "results/full/00_first.failed.ipynb"
-    assert f"notebook 00_first failed in cell 2 with ArithmeticError: first line; see {failed}" in captured.err
+    assert (
+        f"notebook 00_first failed in cell 2 with ArithmeticError: first line; see {failed}" in captured.err
+    )
     assert "Traceback" not in captured.err
     assert executed.read_bytes() == before
     assert "so far" in output(failed)
@@ -273,7 +305,11 @@ def test_a_notebook_whose_kernel_dies_is_named(project, capsys):
 
 def test_rendering_is_the_same_bytes_each_time_and_a_failure_keeps_the_former(project, capsys):
     notebook(project, "01_second", "import os\nprint(sorted(os.listdir(os.environ['SYMPRUNE_OUTPUT'])))")
-    notebook(project, "00_first", "import os, pathlib\nprint(pathlib.Path(os.environ['SYMPRUNE_OUTPUT'], 'left').write_text('x'))")
+    notebook(
+        project,
+        "00_first",
+        "import os, pathlib\nprint(pathlib.Path(os.environ['SYMPRUNE_OUTPUT'], 'left').write_text('x'))",
+    )
     pairs = notebooks.render()
     first = {pair.name: pair.read_bytes() for pair in pairs}
     assert first.keys() == {"00_first.ipynb", "01_second.ipynb"}
@@ -310,7 +346,10 @@ def test_published_records_are_compared_by_question_and_read_back_whole(tmp_path
     theirs = [Record({"asked": i}, {"perplexity": 10.0 + i}, {}) for i in range(3)]
     write_lines(folder / "records.jsonl", theirs)
     assert read_lines(folder / "records.jsonl") == {record.key: record for record in theirs}
-    ours = [Record({"asked": 1}, {"perplexity": 11.0 * 1.02}, {}), Record({"asked": 9}, {"perplexity": 1.0}, {})]
+    ours = [
+        Record({"asked": 1}, {"perplexity": 11.0 * 1.02}, {}),
+        Record({"asked": 9}, {"perplexity": 1.0}, {}),
+    ]
     assert "1 perplexities" in compare_with_published({r.key: r for r in ours}, "cpu")
     assert "2.00%" in compare_with_published({r.key: r for r in ours}, "cpu")
     assert "no perplexity" in compare_with_published({ours[1].key: ours[1]}, "cpu")

@@ -1,4 +1,4 @@
-"""Tables, paired comparisons, verdicts and figures, against literal computations."""
+"""Tables and figures, against literal computations."""
 
 import csv
 import json
@@ -13,14 +13,25 @@ import pytest
 from symprune.base import paths
 from symprune.paper import figures, tables
 
-SPREAD = [("wanda", "50%", 0, 20.0), ("wanda", "50%", 1, 22.0), ("wanda", "2:4", 0, 40.0), ("wanda", "2:4", 1, 44.0)]
-SINGLE = [("dense", "dense", None, 10.0), ("magnitude", "50%", None, 31.4159), ("magnitude", "2:4", None, 1234.5)]
+SPREAD = [
+    ("wanda", "50%", 0, 20.0),
+    ("wanda", "50%", 1, 22.0),
+    ("wanda", "2:4", 0, 40.0),
+    ("wanda", "2:4", 1, 44.0),
+]
+SINGLE = [
+    ("dense", "dense", None, 10.0),
+    ("magnitude", "50%", None, 31.4159),
+    ("magnitude", "2:4", None, 1234.5),
+]
 
 
 @pytest.fixture
 def frame() -> pd.DataFrame:
     rows = pd.DataFrame(SINGLE + SPREAD, columns=["method", "pattern", "seed", "perplexity"])
-    return rows.assign(model="tiny", refine="none", window_losses=[[1.0, 2.0]] * len(rows), recipe_key="0", record="abc")
+    return rows.assign(
+        model="tiny", refine="none", window_losses=[[1.0, 2.0]] * len(rows), recipe_key="0", record="abc"
+    )
 
 
 @pytest.fixture
@@ -47,7 +58,11 @@ def test_mean_and_deviation_are_shown_with_the_digits_of_the_mean(mean, std, dig
 
 def test_a_summary_is_mean_deviation_and_number(frame):
     summary = tables.summarise(frame).set_index(["method", "pattern"])
-    assert summary.loc[("wanda", "50%"), ["mean", "std", "n"]].tolist() == [21.0, statistics.stdev([20.0, 22.0]), 2]
+    assert summary.loc[("wanda", "50%"), ["mean", "std", "n"]].tolist() == [
+        21.0,
+        statistics.stdev([20.0, 22.0]),
+        2,
+    ]
     assert summary.loc[("magnitude", "50%"), "n"] == 1
     assert math.isnan(summary.loc[("magnitude", "50%"), "std"])
 
@@ -79,18 +94,22 @@ def test_a_table_of_the_dense_model_alone_is_one_cell(frame):
     assert tables.perplexity_table(frame[:1]).to_numpy().tolist() == [["10.00"]]
 
 
-def rows_of(*losses: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"window_losses": losses, "seed": range(len(losses))})
-
-
 def test_curves_cross_where_straight_lines_between_log_perplexities_meet():
     at = [0.4, 0.5, 0.6]
-    curves = {"a": [1.0, 2.0, 3.0], "b": [1.5, 1.9, 5.0], "c": [9.0, 9.0, 9.0]}  # in nats; b is lower than a at 0.5 alone
-    rows = [("m", name, x, math.exp(y)) for name, values in curves.items() for x, y in zip(at, values, strict=True)]
+    # in nats; b is lower than a at 0.5 alone
+    curves = {"a": [1.0, 2.0, 3.0], "b": [1.5, 1.9, 5.0], "c": [9.0, 9.0, 9.0]}
+    rows = [
+        ("m", name, x, math.exp(y))
+        for name, values in curves.items()
+        for x, y in zip(at, values, strict=True)
+    ]
     frame = pd.DataFrame([*rows, ("m", "dense", None, 2.0)], columns=["model", "method", "x", "perplexity"])
     found = tables.crossings(frame, "x")
     # Gap a - b: -0.5, 0.1, -2: zero after 0.5 / 0.6 and after 0.1 / 2.1 of a step.
-    assert found[["lower before", "lower after", "between"]].to_numpy().tolist() == [["a", "b", "0.4 and 0.5"], ["b", "a", "0.5 and 0.6"]]
+    assert found[["lower before", "lower after", "between"]].to_numpy().tolist() == [
+        ["a", "b", "0.4 and 0.5"],
+        ["b", "a", "0.5 and 0.6"],
+    ]
     assert found["at"].tolist() == pytest.approx([0.4 + 0.1 * 0.5 / 0.6, 0.5 + 0.1 * 0.1 / 2.1], abs=5e-4)
     assert tables.crossings(frame[frame["method"] != "b"], "x").empty
 
@@ -102,83 +121,15 @@ def test_seeds_are_averaged_before_curves_cross():
     assert tables.crossings(frame, "x")["at"].tolist() == [1.5]
 
 
-def test_a_paired_comparison_is_students_t_over_windows():
-    a, b = [[3.0, 3.2, 2.9, 3.5], [3.2, 3.2, 3.1, 3.3]], [[3.3, 3.4, 3.0, 3.6]]
-    per_window = [(a[0][i] + a[1][i]) / 2 - b[0][i] for i in range(4)]
-    mean, error = statistics.mean(per_window), statistics.stdev(per_window) / 2
-    t = 3.182446305284263  # 97.5 % point for 3 degrees of freedom
-    found = tables.paired(rows_of(*a), rows_of(*b))
-    expected = [math.exp(mean), math.exp(mean - t * error), math.exp(mean + t * error)]
-    assert [found.ratio, found.low, found.high] == pytest.approx(expected, rel=1e-12)
-    assert found.n_windows == 4
-    assert found.decided == (not expected[1] <= 1 <= expected[2])
-
-
-def test_each_draw_of_calibration_text_is_compared_by_itself():
-    a, b = rows_of([1.0, 1.2], [2.0, 2.4], [3.0, 3.2]), rows_of([2.0, 2.0], [1.0, 1.0], [4.0, 4.0])
-    a["seed"], b["seed"] = [0, 1, 2], [1, 0, 2]  # not in the same order
-    found = tables.paired(a, b)
-    assert found.draws == pytest.approx([math.exp(1.1 - 1.0), math.exp(2.2 - 2.0), math.exp(3.1 - 4.0)], rel=1e-12)
-    assert str(found).endswith("paired over 2 windows; lower in 1 of 3 draws)")
-
-
-def test_what_reads_no_calibration_text_is_the_same_in_every_draw():
-    a, b = rows_of([1.0, 1.2], [2.0, 2.4], [2.0, 2.0]), rows_of([1.5, 1.5])
-    a["seed"], b["seed"] = [0, 1, 1], [None]  # two sampling seeds in the second draw
-    assert tables.paired(a, b).draws == pytest.approx([math.exp(1.1 - 1.5), math.exp(2.1 - 1.5)], rel=1e-12)
-
-
-@pytest.mark.parametrize(("a", "b"), [([0, 0], [0, 0]), ([0, 1], [0, 0]), ([None, None], [None, None])])
-def test_draws_are_told_only_if_both_sides_have_them(a, b):
-    left, right = rows_of([1.0, 1.2], [1.0, 1.2]).assign(seed=a), rows_of([1.5, 1.5], [1.5, 1.5]).assign(seed=b)
-    assert tables.paired(left, right).draws == ()
-    assert "draws" not in str(tables.paired(left, right))
-
-
-def test_a_comparison_with_itself_or_on_one_window_decides_nothing():
-    same = tables.paired(rows_of([1.0, 2.0]), rows_of([1.0, 2.0]))
-    assert (same.ratio, same.low, same.high, same.decided) == (1, 1, 1, False)
-    single = tables.paired(rows_of([1.0]), rows_of([2.0]))
-    assert single.ratio == pytest.approx(math.exp(-1))
-    assert not single.decided
-
-
-@pytest.mark.parametrize(("a", "b"), [([], [[1.0, 2.0]]), ([[1.0, 2.0]], []), ([[1.0, 2.0]], [[1.0]]), ([[1.0], [1.0, 2.0]], [[1.0, 2.0]])])
-def test_rows_that_cannot_be_paired_never_become_a_verdict(a, b):
-    with pytest.raises(ValueError, match="cannot pair"):
-        tables.paired(rows_of(*a), rows_of(*b))
-
-
-@pytest.mark.parametrize(
-    ("low", "ratio", "high", "verdict"),
-    [(0.8, 0.9, 0.95, "reproduced"), (1.05, 1.1, 1.2, "not reproduced"), (0.9, 0.95, 1.1, "undecided"), (0.9, 1.0, 1.0, "undecided")],
-)
-def test_a_claim_is_decided_only_if_the_interval_leaves_out_one(low, ratio, high, verdict):
-    judged = tables.judge("a loses less than b", tables.Paired(ratio, low, high, 12))
-    assert (judged.claim, judged.verdict) == ("a loses less than b", verdict)
-    assert f"{ratio - 1:+.1%} perplexity" in judged.evidence
-    assert "12 windows" in judged.evidence
-
-
-def test_a_verdict_is_one_of_four_words():
-    with pytest.raises(ValueError, match="not 'probably'"):
-        tables.Verdict("claim", "probably", "")
-
-
-def test_verdicts_are_kept_by_notebook_and_gathered_on_a_page(folder):
-    tables.save_verdicts([tables.Verdict("±1 % better", "reproduced", "-1 %")], "test", "02_perplexity")
-    tables.save_verdicts([tables.Verdict("c", "undecided", "0 %"), tables.Verdict("d", "undecided", "1 %")], "test", "03_lp")
-    found = tables.load_verdicts("test")
-    assert found["notebook"].tolist() == ["02_perplexity", "03_lp", "03_lp"]
-    page = tables.verdict_page(found)
-    assert page.startswith("**1 reproduced, 2 undecided**")
-    assert "±1 % better" in page
-    assert page.index("### 02_perplexity") < page.index("### 03_lp")
-    assert tables.verdict_page(tables.load_verdicts("none")) == "**no verdicts yet**"
-
-
 def test_what_there_is_of_every_window_example_or_linear_stays_out_of_a_csv():
-    rows = {"acc": [0.5], "correct": ["10"], "window_losses": [[1.0]], "linear_jaccard": [[1.0]], "recipe_key": ["k"], "record": ["abc"]}
+    rows = {
+        "acc": [0.5],
+        "correct": ["10"],
+        "window_losses": [[1.0]],
+        "linear_jaccard": [[1.0]],
+        "recipe_key": ["k"],
+        "record": ["abc"],
+    }
     assert list(tables.measurements(pd.DataFrame(rows))) == ["acc", "record"]
 
 
@@ -201,7 +152,13 @@ def test_a_saved_table_is_shown_in_markdown_and_kept_unrounded_in_csv(folder, fr
 
 
 def test_any_value_is_spread_over_its_repetitions_in_the_order_of_the_frame():
-    rows = pd.DataFrame({"method": ["wanda", "wanda", "ria", "ria"], "against": ["z", "z", "z", "a"], "overlap": [0.5, 0.7, 0.25, 0.125]})
+    rows = pd.DataFrame(
+        {
+            "method": ["wanda", "wanda", "ria", "ria"],
+            "against": ["z", "z", "z", "a"],
+            "overlap": [0.5, 0.7, 0.25, 0.125],
+        }
+    )
     table = tables.spread_table(rows, "overlap", 3, ["method"], "against")
     assert table.index.tolist() == ["wanda", "ria"]
     assert table.columns.tolist() == ["z", "a"]
@@ -248,11 +205,15 @@ def test_a_figure_is_the_same_bytes_each_time_and_not_blank(folder, frame, draw)
 
 def test_a_heat_map_has_every_value_in_its_cell():
     rows = [(g, p, 100.0 * g + p) for g in (0.1, 1.0) for p in (1.0, 2.0, 3.0)]
-    fig = figures.heat_map(pd.DataFrame(rows, columns=["refine.g", "refine.p", "perplexity"]), "refine.p", "refine.g")
+    fig = figures.heat_map(
+        pd.DataFrame(rows, columns=["refine.g", "refine.p", "perplexity"]), "refine.p", "refine.g"
+    )
     ax = fig.axes[0]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("p", "g")
     xs, ys = ([tick.get_text() for tick in ticks] for ticks in (ax.get_xticklabels(), ax.get_yticklabels()))
-    shown = {(ys[int(t.get_position()[1])], xs[int(t.get_position()[0])]): float(t.get_text()) for t in ax.texts}
+    shown = {
+        (ys[int(t.get_position()[1])], xs[int(t.get_position()[0])]): float(t.get_text()) for t in ax.texts
+    }
     assert shown == {(f"{g:g}", f"{p:g}"): float(f"{value:.4g}") for g, p, value in rows}
 
 
@@ -260,13 +221,18 @@ def dots(ax) -> dict[float, list[float]]:
     """The perplexities drawn at each height of a panel."""
     found: dict[float, list[float]] = {}
     for line in ax.lines:
-        if line.get_linestyle() == "None" and line.get_marker() not in ("|", "None") and len(line.get_xdata()):
+        if (
+            line.get_linestyle() == "None"
+            and line.get_marker() not in ("|", "None")
+            and len(line.get_xdata())
+        ):
             found[float(line.get_ydata()[0])] = [float(x) for x in line.get_xdata()]
     return found
 
 
 def test_dots_stand_at_their_values_beside_the_label_of_their_method(frame):
-    missing = frame[~((frame["method"] == "magnitude") & (frame["pattern"] == "50%"))]  # the panels do not hold the same methods
+    # the panels do not hold the same methods
+    missing = frame[~((frame["method"] == "magnitude") & (frame["pattern"] == "50%"))]
     fig = figures.perplexity_dots(missing)
     fig.canvas.draw()
     assert {ax.get_title() for ax in fig.axes} == {"50%", "2:4"}
@@ -282,7 +248,9 @@ def test_two_models_are_never_mixed_in_a_panel(frame):
     fig = figures.perplexity_dots(both)
     assert [ax.get_title() for ax in fig.axes] == ["tiny\n50%", "tiny\n2:4", "other\n50%", "other\n2:4"]
     methods = ["magnitude", "wanda"]
-    for ax, (model, pattern) in zip(fig.axes, [(m, p) for m in ("tiny", "other") for p in ("50%", "2:4")], strict=True):
+    for ax, (model, pattern) in zip(
+        fig.axes, [(m, p) for m in ("tiny", "other") for p in ("50%", "2:4")], strict=True
+    ):
         rows = both[(both["model"] == model) & (both["pattern"] == pattern)]
         assert {methods[round(y)]: values for y, values in dots(ax).items()} == {
             method: group["perplexity"].tolist() for method, group in rows.groupby("method")
@@ -318,7 +286,10 @@ def test_progress_is_announced_only_to_whoever_asked(tmp_path, monkeypatch):
     progress.announce("one", 0, 2)
     progress.announce("two ±", 1, 2)
     lines = (tmp_path / "progress").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"label": "one", "done": 0, "total": 2}, {"label": "two ±", "done": 1, "total": 2}]
+    assert [json.loads(line) for line in lines] == [
+        {"label": "one", "done": 0, "total": 2},
+        {"label": "two ±", "done": 1, "total": 2},
+    ]
 
 
 def test_the_protocol_lists_what_differs_and_leaves_out_rows_that_were_not_calibrated():

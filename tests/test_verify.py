@@ -14,10 +14,14 @@ CODE = """
 import pandas as pd
 from symprune.base import paths
 from symprune.base.records import Store
-from symprune.paper.tables import Verdict, save_table, save_verdicts
+from symprune.paper.tables import save_table
+from symprune.paper.verdicts import Verdict, save_verdicts
 record = Store(paths.records(profile)).get_or_run({"number": number}, lambda: {"x": 123.25 + number})
-save_table(pd.DataFrame({"method": ["wanda"], "x": [record.metrics["x"]]}).set_index("method"), profile, "00_first")
-save_verdicts([Verdict("less", "reproduced" if record.metrics["x"] < 200 else "not reproduced", "x")], profile, "00_first")
+x = record.metrics["x"]
+save_table(pd.DataFrame({"method": ["wanda"], "x": [x]}).set_index("method"), profile, "00_first")
+found = "reproduced" if x < 200 else "not reproduced"
+verdict = Verdict("less", "all", "less", found, effect=x, unit="x", over="1 record")
+save_verdicts([verdict], profile, "00_first")
 """
 
 
@@ -35,7 +39,11 @@ def test_what_agrees_has_no_findings_and_nothing_published_is_touched(published)
 
 
 def test_a_notebook_that_was_not_published_is_not_asked_for(published):
-    notebook(paths.ROOT, "01_second", CODE.replace("00_first", "01_second").replace('"number": number', '"number": -number'))
+    notebook(
+        paths.ROOT,
+        "01_second",
+        CODE.replace("00_first", "01_second").replace('"number": number', '"number": -number'),
+    )
     assert verify_report("full", show=False) == []
     with pytest.raises(UserError, match="a number has no record behind it"):
         verify_report("full", ["01"], show=False)

@@ -28,7 +28,9 @@ def notebook_names() -> list[str]:
 
 
 def resolve_notebooks(wanted: Sequence[str]) -> list[str]:
-    """Notebooks by name or number ("02"), all if none is wanted; raises UserError for one that is not there."""
+    """Notebooks by name or number ("02"), all if none is wanted; raises UserError for one that is not
+    there.
+    """
     names = notebook_names()
     if not names:
         raise UserError(

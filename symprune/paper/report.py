@@ -1,46 +1,52 @@
-"""The report in Markdown: the paper's claims and its reviewers' questions, each with what was found and where to look."""
+"""The report in Markdown: the paper's claims and its reviewers' questions, each with what was found and where
+to look.
+"""
 
 import functools
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
 from symprune.base import paths
 from symprune.base.files import write_whole
-from symprune.paper.tables import (
-    NOT_RUN,
-    VERDICTS,
-    load_verdicts,
-    saved_by,
-    saved_figures,
-    saved_tables,
-    verdict_page,
-)
+from symprune.paper.tables import saved_by, saved_figures, saved_tables
+from symprune.paper.verdicts import NOT_RUN, VERDICTS, load_verdicts, verdict_page
 
-_TITLES = {"paper": "The paper's claims", "reviewers": "What its public reviewers asked"}
+_TITLES = {
+    "paper": "The paper's claims",
+    "reviewers": "What its public reviewers asked",
+    "ours": "Beyond the paper",
+}
 
 
 def save_report(profile: str) -> str:
-    """Write results/<profile>/report.md, all that the notebooks of a profile found, on one page; returns its text."""
+    """Write results/<profile>/report.md, all that the notebooks of a profile found, on one page; returns its
+    text.
+    """
     folder = paths.results(profile)
     folder.mkdir(parents=True, exist_ok=True)
     parts = [
         f"# symprune: {profile}",
-        "*reproduced*: the 95 % interval of a paired comparison lies on the claim's side. *not reproduced*: it lies on the other side. "
-        f"*undecided*: it holds both. All of it on the models of this profile: on the paper's own models, **{NOT_RUN}** unless they are "
-        "named below. The protocol stands under each table; numbers that are not reported by others come from "
-        f"{_link('records', folder / 'records.jsonl', folder)}, whose keys stand in the CSV beside each table.",
+        (
+            "*reproduced*: the 95 % interval of a paired comparison lies on the claim's side. *not"
+            " reproduced*: it lies on the other side. *undecided*: it holds both. All of it on the models of"
+            f" this profile: on the paper's own models, **{NOT_RUN}** unless they are named below. The"
+            " protocol stands under each table; numbers that are not reported by others come from"
+            f" {_link('records', folder / 'records.jsonl', folder)}, whose keys stand in the CSV beside each"
+            " table."
+        ),
         claims_page(profile),
         f"## Every verdict\n\n{verdict_page(load_verdicts(profile))}",
         "## Tables",
         *(f"### {name}\n\n{table}" for name, table in saved_tables(profile).items()),
         "## Figures",
-        *(f"### {file.stem.removeprefix('fig_')}\n\n![{file.stem}]({_path(file, folder)})" for file in saved_figures(profile)),
+        *(
+            f"### {file.stem.removeprefix('fig_')}\n\n![{file.stem}]({_path(file, folder)})"
+            for file in saved_figures(profile)
+        ),
     ]
     text = "\n\n".join(part.strip() for part in parts) + "\n"
     write_whole(folder / "report.md", text)
@@ -48,7 +54,9 @@ def save_report(profile: str) -> str:
 
 
 def claims_page(profile: str) -> str:
-    """Markdown: every claim and question, how its comparisons came out, the most telling one, and links to what it rests on."""
+    """Markdown: every claim and question, how its comparisons came out, the most telling one, and links to
+    what it rests on.
+    """
     verdicts = load_verdicts(profile)
     sections = []
     for by, title in _TITLES.items():
@@ -64,17 +72,21 @@ def asked() -> list[dict[str, Any]]:
 
 
 def _answered(entry: dict[str, Any], verdicts: pd.DataFrame, profile: str) -> dict[str, str]:
-    patterns = entry.get("verdicts", {})
-    matches = [
-        bool(name in patterns and re.search(patterns[name], claim))
-        for name, claim in zip(verdicts["notebook"], verdicts["claim"], strict=True)
+    ids = entry.get("verdicts", {})
+    answers = [
+        id_ in ids.get(notebook, ())
+        for notebook, id_ in zip(verdicts["notebook"], verdicts["id"], strict=True)
     ]
-    found = verdicts.loc[verdicts.index[np.array(matches, dtype=bool)]]
+    found = verdicts[pd.Series(answers, index=verdicts.index, dtype=bool)]
     counts = {verdict: int((found["verdict"] == verdict).sum()) for verdict in VERDICTS}
     if found.empty:
         verdict = NOT_RUN
     else:
-        verdict = ", ".join(f"{name} {count} of {len(found)}" if len(found) > 1 else name for name, count in counts.items() if count)
+        verdict = ", ".join(
+            f"{name} {count} of {len(found)}" if len(found) > 1 else name
+            for name, count in counts.items()
+            if count
+        )
     return {
         "asked": entry["asked"],
         "found here": verdict,
@@ -84,14 +96,17 @@ def _answered(entry: dict[str, Any], verdicts: pd.DataFrame, profile: str) -> di
 
 
 def _most_telling(found: pd.DataFrame) -> str:
-    """The decided comparison with the largest effect, or the largest of all where none is decided."""
-    effects = found["evidence"].str.extract(r"^([+-][\d.]+)%", expand=False).astype(float).abs()
+    """The decided comparison with the largest effect, or the largest of all where none is decided: its claim,
+    verdict and evidence.
+    """
     decided = found["verdict"].isin(["reproduced", "not reproduced"])
-    effects = effects[decided] if effects[decided].notna().any() else effects
-    if effects.dropna().empty:
-        return "; ".join(f"{row.claim}: {row.evidence}." for row in found.head(1).itertuples())
-    row = found.loc[effects.idxmax()]
-    return f"Largest {'decided ' if decided.any() else ''}difference: {row['claim']}: {row['evidence']}."
+    told = (found[decided] if decided.any() else found).dropna(subset="effect")
+    if told.empty:
+        return ""
+    row = told.loc[told["effect"].astype(float).abs().idxmax()]
+    largest = "" if pd.isna(row["low"]) else f"Largest {'decided ' if decided.any() else ''}difference: "
+    of = f"{row['of']}: " if row["of"] else ""
+    return f'{largest}{of}"{row["claim"]}" is {row["verdict"]}: {row["evidence"]}.'
 
 
 def _links(entry: dict[str, Any], profile: str) -> list[str]:
@@ -100,7 +115,12 @@ def _links(entry: dict[str, Any], profile: str) -> list[str]:
     targets = [(notebook, folder / f"{notebook}.ipynb") for notebook in entry.get("verdicts", {})]
     wanted = {f"table_{name}.md": f"table {name}" for name in entry.get("tables", [])}
     wanted |= {f"fig_{name}.png": f"figure {name}" for name in entry.get("figures", [])}
-    targets += [(text, file) for name, text in wanted.items() for file in saved_by(profile, name.split("_")[1]) if file.name == name]
+    targets += [
+        (text, file)
+        for name, text in wanted.items()
+        for file in saved_by(profile, name.split("_")[1])
+        if file.name == name
+    ]
     return [_link(text, target, folder) for text, target in targets if target.exists()]
 
 

@@ -1,4 +1,6 @@
-"""The whole of the evidence in one call: notebooks executed under a profile, records published, the report."""
+"""The whole of the evidence in one call: notebooks executed under a profile, records published, the
+report.
+"""
 
 import hashlib
 import json
@@ -133,11 +135,15 @@ def compare_with_published(records: dict[str, Record], profile: str) -> str:
 
 
 def write_report(profile: str) -> Path:
-    """results/<profile>/report.html from the executed report, or from the last notebook where none was run."""
+    """results/<profile>/report.html from the executed report, or from the last notebook where none was
+    run.
+    """
     import nbformat
     from nbconvert import HTMLExporter
 
-    executed = sorted(paths.results(profile).glob("[0-9][0-9]_*.ipynb"), key=lambda file: (file.stem == REPORT, file))
+    executed = sorted(
+        paths.results(profile).glob("[0-9][0-9]_*.ipynb"), key=lambda file: (file.stem == REPORT, file)
+    )
     notebook = nbformat.read(executed[-1], as_version=4)
     html, _ = HTMLExporter(
         template_name="lab", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
@@ -148,7 +154,9 @@ def write_report(profile: str) -> Path:
 
 
 def _chosen(wanted: Sequence[str], profile: str) -> dict[str, dict[str, Any]]:
-    """The parameters of each notebook (none wanted: of those that the profile lists), checked before one runs."""
+    """The parameters of each notebook (none wanted: of those that the profile lists), checked before one
+    runs.
+    """
     values = load_profile(profile)
     listed = values.get("notebooks", ALL)
     chosen = {}
