@@ -45,7 +45,7 @@ from symprune.methods.norms import row_column_norms
 from symprune.methods.objective import additive_gap, removal_cost, squared_counterexample
 from symprune.methods.recipe import method_label
 from symprune.models import decoder_layers, load_model, load_tokenizer, named_linears, weight_view
-from symprune.paper.figures import agreement_curves, prediction_dots, save_figure
+from symprune.paper.style import save_figure
 from symprune.paper.tables import save_table
 from symprune.paper.theory import (
     mask_prediction,
@@ -54,6 +54,7 @@ from symprune.paper.theory import (
     statistics_of,
     symwanda_agreement,
 )
+from symprune.paper.theory_figures import agreement_curves, prediction_dots
 from symprune.paper.verdicts import Verdict, save_verdicts
 from symprune.pruning.calibrate import linear_activations
 from symprune.text import calibration_windows

@@ -59,8 +59,9 @@ from symprune import (
 )
 from symprune.measure import Experiment, Protocol
 from symprune.methods.recipe import parse_pattern, pattern_label
-from symprune.paper.figures import perplexity_dots, save_figure
+from symprune.paper.figures import perplexity_dots
 from symprune.paper.reported import beside_reported
+from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 

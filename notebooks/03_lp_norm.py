@@ -42,7 +42,8 @@ digits = 4
 # %%
 from symprune import RI, RIA, LpNorm, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
-from symprune.paper.figures import perplexity_curves, save_figure
+from symprune.paper.figures import perplexity_curves
+from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 
@@ -78,7 +79,7 @@ save_table(
 
 # %%
 save_figure(
-    perplexity_curves(rows, "score.p", "p of the lp norm", hue="score.alpha", categorical=True),
+    perplexity_curves(rows, "score.p", "p of the lp norm", hue="score.alpha", scale="categorical"),
     profile,
     "03_lp_norm",
 )

@@ -48,7 +48,8 @@ from symprune.methods.norms import SAMPLERS
 from symprune.methods.recipe import pattern_label
 from symprune.models import decoder_layers, load_model, prunable_linears, weight_view
 from symprune.paper.compare import paired_times, paired_unevenness
-from symprune.paper.figures import perplexity_curves, save_figure, sweep_curves
+from symprune.paper.figures import perplexity_curves, sweep_curves
+from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table, spread_table
 from symprune.paper.theory import sampling_reads
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
@@ -84,7 +85,7 @@ curves = perplexity_curves(
     rows[rows["method"] != "dense"],
     "score.beta",
     "fraction of the entries sampled, beta",
-    log_x=True,
+    scale="log",
     hue="score.sampling",
 )
 save_figure(curves, profile, "04_sampling_ratio")
@@ -144,7 +145,7 @@ save_table(overlap, profile, "04_masks", data=masks)
 independent = masks[masks["method"].isin(["ria"]) | (masks["score.sampling"] == "independent")]
 beta_axis = "fraction sampled, beta"
 save_figure(
-    sweep_curves(independent, "score.beta", beta_axis, measures, hue="pattern", log_x=True),
+    sweep_curves(independent, "score.beta", beta_axis, measures, hue="pattern", scale="log"),
     profile,
     "04_masks",
 )
@@ -198,7 +199,7 @@ save_table(
 # %%
 axes = {"ratio": "time, RIA = 1 (lower is better)"}
 save_figure(
-    sweep_curves(times, "score.beta", beta_axis, axes, hue="score.sampling", log_x=True, log_y=True),
+    sweep_curves(times, "score.beta", beta_axis, axes, hue="score.sampling", scale="log", log_y=True),
     profile,
     "04_time",
 )

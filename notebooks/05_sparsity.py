@@ -39,7 +39,8 @@ digits = 4
 # %%
 from symprune import RIA, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, Wanda
 from symprune.measure import Experiment, Protocol
-from symprune.paper.figures import perplexity_curves, save_figure
+from symprune.paper.figures import perplexity_curves
+from symprune.paper.style import save_figure
 from symprune.paper.tables import crossings, perplexity_table, save_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 

@@ -46,7 +46,8 @@ digits = 4
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap
-from symprune.paper.figures import perplexity_dots, save_figure
+from symprune.paper.figures import perplexity_dots
+from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 

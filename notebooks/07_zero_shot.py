@@ -46,7 +46,8 @@ from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Accuracy, Experiment, Protocol
 from symprune.paper.accuracy import accuracy_table
 from symprune.paper.compare import paired_accuracy
-from symprune.paper.figures import accuracy_bars, save_figure
+from symprune.paper.figures import accuracy_bars
+from symprune.paper.style import save_figure
 from symprune.paper.tables import save_table, spread_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 

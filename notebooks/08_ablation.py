@@ -47,7 +47,8 @@ from dataclasses import replace
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap
-from symprune.paper.figures import heat_map, perplexity_curves, save_figure
+from symprune.paper.figures import heat_map, perplexity_curves
+from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 

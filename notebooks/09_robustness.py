@@ -48,7 +48,8 @@ from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda
 from symprune.measure import Experiment, MaskOverlap, Protocol
 from symprune.methods.stats import finish, merged
 from symprune.models import load_model, load_tokenizer
-from symprune.paper.figures import perplexity_curves, perplexity_dots, save_figure
+from symprune.paper.figures import perplexity_curves, perplexity_dots
+from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table, spread_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 from symprune.pruning.calibrate import accumulate, gather
@@ -124,7 +125,7 @@ save_table(
 
 # %%
 save_figure(
-    perplexity_curves(sizes, x="n_calib", label="calibration windows", log_x=True), profile, "09_samples"
+    perplexity_curves(sizes, x="n_calib", label="calibration windows", scale="log"), profile, "09_samples"
 )
 
 # %% [markdown]

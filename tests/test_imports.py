@@ -65,7 +65,7 @@ def test_a_folder_hands_on_names_and_computes_nothing():
 
 def test_only_two_modules_write_figures():
     writers = {module for module, file in MODULES.items() if "paths.figures(" in file.read_text()}
-    assert writers == {"paper.tables", "paper.figures"}
+    assert writers == {"paper.tables", "paper.style"}
 
 
 def run(program: str) -> dict:

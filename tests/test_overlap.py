@@ -178,7 +178,7 @@ def test_sweeps_can_be_pivoted_and_drawn(experiment):
     assert list(table.index) == ["dense", 1.0, math.inf]
     assert list(table.columns) == [0.0, 0.5]
     assert (table.loc["dense"] == table.loc["dense", 0.0]).all()
-    ax = perplexity_curves(rows, "score.p", "p", hue="score.alpha", categorical=True).axes[0]
+    ax = perplexity_curves(rows, "score.p", "p", hue="score.alpha", scale="categorical").axes[0]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "∞"]
     assert ax.get_legend_handles_labels()[1] == ["dense", "alpha = 0", "alpha = 0.5"]
     (flat,) = (line for line in ax.lines if line.get_linestyle() == ":")

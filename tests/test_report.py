@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from symprune.base import paths
+from symprune.paper.notebooks import notebook_names
 from symprune.paper.report import asked, claims_page, save_report
-from symprune.paper.reproduce import notebook_names
 from symprune.paper.verdicts import VERDICTS, Verdict, load_verdicts, save_verdicts
 
 PUBLISHED = ("cpu", "cpu_full", "cpu_wikitext")

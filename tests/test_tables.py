@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from symprune.base import paths
-from symprune.paper import figures, tables
+from symprune.paper import figures, style, tables
 
 SPREAD = [
     ("wanda", "50%", 0, 20.0),
@@ -165,20 +165,20 @@ def test_any_value_is_spread_over_its_repetitions_in_the_order_of_the_frame():
     assert table.to_numpy().tolist() == [["0.600 ± 0.141", ""], ["0.250", "0.125"]]
 
 
-@pytest.mark.parametrize("log_x", [False, True])
-def test_ticks_stand_where_something_was_measured(log_x):
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_ticks_stand_where_something_was_measured(scale):
     rows = pd.DataFrame({"method": "wanda", "windows": [1, 2, 32], "perplexity": [30.0, 20.0, 15.0]})
-    ax = figures.perplexity_curves(rows, "windows", "calibration windows", log_x=log_x).axes[0]
+    ax = figures.perplexity_curves(rows, "windows", "calibration windows", scale=scale).axes[0]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "32"]
     assert ax.get_xticks().tolist() == [1, 2, 32]
     assert len(ax.get_xticks(minor=True)) == 0
 
 
-@pytest.mark.parametrize("log_x", [False, True])
+@pytest.mark.parametrize("scale", ["linear", "log"])
 @pytest.mark.filterwarnings("error")
-def test_a_single_point_beside_a_level_line_is_drawn_without_a_warning(log_x):
+def test_a_single_point_beside_a_level_line_is_drawn_without_a_warning(scale):
     rows = pd.DataFrame({"method": ["stochria", "ria"], "beta": [0.1, None], "perplexity": [20.0, 15.0]})
-    ax = figures.perplexity_curves(rows, "beta", "fraction sampled", log_x=log_x).axes[0]
+    ax = figures.perplexity_curves(rows, "beta", "fraction sampled", scale=scale).axes[0]
     assert ax.get_xticks().tolist() == [0.1]
     left, right = ax.get_xlim()
     assert left < 0.1 < right
@@ -193,7 +193,7 @@ def test_a_figure_is_the_same_bytes_each_time_and_not_blank(folder, frame, draw)
         else:
             swept = frame[frame["method"] == "wanda"].assign(sparsity=[0.5, 0.5, 0.6, 0.6])
             fig = figures.perplexity_curves(swept, "sparsity", "fraction removed")
-        figures.save_figure(fig, "test", draw)
+        style.save_figure(fig, "test", draw)
         files.append([(folder / f"fig_{draw}.{kind}").read_bytes() for kind in ("png", "pdf")])
     assert files[0] == files[1]
     assert files[0][1].startswith(b"%PDF")
@@ -260,11 +260,11 @@ def test_two_models_are_never_mixed_in_a_panel(frame):
 
 
 def test_a_family_has_one_colour_and_families_differ():
-    styles = {name: figures.method_style(name) for name in ("magnitude", "wanda", "ria", "symwanda")}
-    assert len({style["color"] for style in styles.values()}) == 4
+    styles = {name: style.method_style(name) for name in ("magnitude", "wanda", "ria", "symwanda")}
+    assert len({each["color"] for each in styles.values()}) == 4
     for variant in ("ria(alpha=1.0)", "ria, gradients"):
-        assert figures.method_style(variant)["color"] == styles["ria"]["color"]
-    assert figures.method_style("ria(alpha=1.0)") != styles["ria"]
+        assert style.method_style(variant)["color"] == styles["ria"]["color"]
+    assert style.method_style("ria(alpha=1.0)") != styles["ria"]
 
 
 def test_every_output_has_its_place_under_the_output_folder(tmp_path, monkeypatch):
