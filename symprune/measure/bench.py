@@ -18,7 +18,8 @@ from symprune.methods.recipe import Recipe, method_dict
 from symprune.methods.stats import LayerStats
 from symprune.pruning import stats_files
 from symprune.pruning.calibrate import accumulate, gather
-from symprune.pruning.prune import beside_weights, make_mask, prune, score_linear
+from symprune.pruning.prune import make_mask, prune, score_linear
+from symprune.pruning.sources import beside_weights
 from symprune.text import corpora
 
 
