@@ -16,8 +16,9 @@ from symprune import NM, RIA, Recipe, Unstructured, Wanda
 from symprune.base.records import provenance
 from symprune.models.layers import copy_weights, named_linears, restore_weights, weight_view
 from symprune.models.load import load_model, load_tokenizer
-from symprune.pruning.calibrate import LayerRunner, gather
+from symprune.pruning.calibrate import gather
 from symprune.pruning.prune import prune
+from symprune.pruning.runner import LayerRunner
 from symprune.text.corpora import calibration_windows
 
 

@@ -8,12 +8,15 @@ input statistics.
 """
 
 import argparse
+import contextlib
 import statistics
 import time
 
 from symprune.base.records import provenance
+from symprune.models.layers import linears_by_layer
 from symprune.models.load import load_model, load_tokenizer
-from symprune.pruning.calibrate import LayerRunner
+from symprune.pruning.calibrate import collecting
+from symprune.pruning.runner import LayerRunner
 from symprune.text.corpora import calibration_windows
 
 FIELDS = {
@@ -39,11 +42,11 @@ def main() -> None:
         for name, uses in FIELDS.items():
             runner = LayerRunner(model, windows)
             start = time.perf_counter()
-            for index in range(len(runner.layers)):
-                if uses is None:
+            for index, linears in enumerate(linears_by_layer(model)):
+                with contextlib.nullcontext() if uses is None else collecting(linears, uses) as sums:
                     runner.run(index)
-                else:
-                    runner.collect(index, uses, keep=True)
+                if sums is not None:
+                    sums.finish()
             if repeat:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
     plain = statistics.median(seconds["plain"])

@@ -67,28 +67,27 @@ def work(job: dict) -> dict:
 
     from symprune import Recipe, Unstructured, Wanda, prune
     from symprune.models.load import load_model
-    from symprune.pruning.stream import prune_checkpoint
+    from symprune.pruning.stream import StreamedRun, Streaming
 
     windows = torch.randint(
         3, 32000, (job["n_calib"], job["seq_len"]), generator=torch.Generator().manual_seed(0)
     )
-    recipe, plans = Recipe(Wanda(), Unstructured(0.5)), []
+    recipe, planned = Recipe(Wanda(), Unstructured(0.5)), {}
     start = time.perf_counter()
     if job["stream"]:
-        how = {"dtype": job["dtype"], "memory": job["memory"], "planned": plans.append}
-        prune_checkpoint(job["name"], job["out"], windows, recipe, **how)
+        how = Streaming(job["dtype"], memory=job["memory"])
+        streamed = StreamedRun(job["name"], windows, recipe, how=how)
+        with streamed.into(job["out"]):
+            pass
+        plan = streamed.plan
+        planned = {"predicted": plan.memory, "predicted_seconds": plan.seconds, "spill": plan.spill}
     else:
         model = load_model(job["name"], job["dtype"])
         prune(model, windows, recipe)
         model.save_pretrained(job["out"])
     seconds = time.perf_counter() - start
     peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-    plan = (
-        {"predicted": plans[0].memory, "predicted_seconds": plans[0].seconds, "spill": plans[0].spill}
-        if plans
-        else {}
-    )
-    return {"seconds": seconds, "peak": peak, **plan}
+    return {"seconds": seconds, "peak": peak, **planned}
 
 
 def run(**job) -> dict:

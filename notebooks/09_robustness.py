@@ -46,7 +46,6 @@ import torch
 
 from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda
 from symprune.measure import Experiment, MaskOverlap, Protocol
-from symprune.methods.stats import finish, merged
 from symprune.models import load_model, load_tokenizer
 from symprune.paper.figures import perplexity_curves, perplexity_dots
 from symprune.paper.style import save_figure
@@ -176,8 +175,8 @@ save_table(
 # %%
 model, tokenizer = load_model(models[0], dtype, device), load_tokenizer(models[0])
 windows = calibration_windows(home, tokenizer, 2 * ((n_calib + 1) // 2), seq_len, seeds[0])
-handed_on = [accumulate(model, own, RIA().uses) for own in (windows[0::2], windows[1::2])]
-together, in_one_place = finish(merged(*handed_on)), gather(model, windows, RIA().uses)
+one, other = (accumulate(model, own, RIA().uses) for own in (windows[0::2], windows[1::2]))
+together, in_one_place = one.merge(other).finish(), gather(model, windows, RIA().uses)
 equal = [torch.equal(together[name].input_norm, in_one_place[name].input_norm) for name in in_one_place]
 print(f"merged statistics equal those of the pooled text in {sum(equal)} of {len(equal)} linears")
 

@@ -31,6 +31,7 @@ TESTS = {
     "methods.refine.exact_swap": ["test_refine.py"],
     "models.experts": ["test_models.py", "test_prune.py"],
     "pruning.mask_files": ["test_mask_files.py"],
+    "pruning.packed_masks": ["test_mask_files.py"],
     "pruning.journal": ["test_prune.py"],
 }
 FLIPS = {

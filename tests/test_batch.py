@@ -8,8 +8,9 @@ import torch
 
 from symprune import RIA, Recipe, Unstructured, UserError, perplexity, prune
 from symprune.pruning import cost
-from symprune.pruning.calibrate import LayerRunner, gather
+from symprune.pruning.calibrate import gather
 from symprune.pruning.cost import Cost, Shape, batch_size_of
+from symprune.pruning.runner import LayerRunner
 
 FLOAT32 = 4
 

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from symprune import UserError
+from symprune.models import devices
 from symprune.models.layers import decoder_layers, named_linears, weight_view
-from symprune.pruning.calibrate import LayerRunner, collecting, gather
+from symprune.pruning.calibrate import collecting, gather
+from symprune.pruning.runner import LayerRunner
 
 ALL_FIELDS = {"input_norm", "input_mean", "input_var", "input_var_within", "output_norm"}
 
@@ -163,7 +165,7 @@ def test_linears_part_when_they_receive_different_tensors_later():
             linears[name](inputs)
     for name, given in {"a": [x, y, z], "b": [x, y, x], "c": [x, z]}.items():
         flat = torch.cat(given)
-        found = sums[name].finish()
+        found = sums.finish()[name]
         torch.testing.assert_close(found.gram, flat.T @ flat)
         torch.testing.assert_close(found.input_norm, flat.norm(dim=0))
         assert found.n_tokens == len(flat)
@@ -171,19 +173,13 @@ def test_linears_part_when_they_receive_different_tensors_later():
 
 def test_gram_matrices_that_do_not_fit_are_refused_before_they_are_gathered(monkeypatch):
     model, per_layer = tiny.model(), 4 * (3 * 32**2 + 48**2)
-    monkeypatch.setattr(
-        "symprune.pruning.calibrate.free_memory", lambda _: 8 * (32**2 + 48**2) + 4 * 48**2 - 1
-    )
+    monkeypatch.setattr(devices, "free_memory", lambda _: 8 * (32**2 + 48**2) + 4 * 48**2 - 1)
     with pytest.raises(UserError, match=r"Gram matrices of one decoder layer.*q_proj"):
         gather(model, tiny.windows(1), {"gram"})
-    monkeypatch.setattr(
-        "symprune.pruning.calibrate.free_memory", lambda _: 2 * per_layer - 1 if tried else 10**9
-    )
-    tried: list = []
-    real = LayerRunner.accumulate
-    monkeypatch.setattr(
-        LayerRunner, "accumulate", lambda *args, **options: tried.append(real(*args, **options)) or tried[-1]
-    )
+    tried = []
+    monkeypatch.setattr(devices, "free_memory", lambda _: 2 * per_layer - 1 if tried else 10**9)
+    real = LayerRunner.run
+    monkeypatch.setattr(LayerRunner, "run", lambda *args: (real(*args), tried.append(args[1])))
     with pytest.raises(UserError, match="Gram matrices of 3 decoder layers"):
         gather(model, tiny.windows(1), {"gram"})
-    assert len(tried) == 1
+    assert tried == [0]

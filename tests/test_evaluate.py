@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from symprune import UserError, perplexity
+from symprune.base import progress
 
 
 def by_definition(model, windows):
@@ -56,3 +57,15 @@ def test_a_loss_that_is_nan_is_an_error_not_a_number():
 def test_windows_the_model_cannot_take_are_refused(n, seq_len):
     with pytest.raises(UserError):
         perplexity(tiny.model(), torch.ones(n, seq_len, dtype=torch.long))
+
+
+def test_a_bar_is_shown_only_where_progress_is_switched_on(capsys):
+    perplexity(tiny.model(), tiny.windows(2))
+    assert capsys.readouterr().err == ""
+    with progress.showing():
+        perplexity(tiny.model(), tiny.windows(2))
+    assert "perplexity" in capsys.readouterr().err
+    assert not progress.shown()
+    with progress.showing(False):
+        perplexity(tiny.model(), tiny.windows(2))
+    assert capsys.readouterr().err == ""

@@ -28,7 +28,8 @@ from symprune import (
 )
 from symprune.base.records import Record
 from symprune.models.layers import named_linears, weight_view
-from symprune.pruning.mask_files import diff_masks, kept_hash, read_packed, verify_masks, write_packed
+from symprune.pruning.mask_files import diff_masks, verify_masks
+from symprune.pruning.packed_masks import kept_hash, read_packed, write_packed
 
 PATTERNS = [Unstructured(0.6), Unstructured(0.6, "layer"), NM(2, 4)]
 
@@ -262,7 +263,7 @@ def test_bytes_of_any_kind_are_no_mask_file(file, content):
 
 def forged(file, change):
     """The file with its metadata changed by a function, checksums and all as a forger would write them."""
-    from symprune.pruning.mask_files import _HEADER, _checksum
+    from symprune.pruning.packed_masks import _HEADER, _checksum
 
     content = file.read_bytes()
     header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])

@@ -4,7 +4,6 @@ everywhere.
 
 import copy
 import math
-import sys
 
 import pytest
 import tiny
@@ -27,8 +26,8 @@ from symprune import (
 )
 from symprune.methods.refine import REFINERS
 from symprune.models.layers import decoder_layers, named_linears, role, weight_view
-from symprune.pruning.calibrate import LayerRunner, gather
-from symprune.pruning.prune import make_mask
+from symprune.pruning.calibrate import gather
+from symprune.pruning.runner import LayerRunner
 
 PATTERNS = [Unstructured(0.5), Unstructured(0.6, "layer"), NM(2, 4), NM(4, 8)]
 
@@ -306,25 +305,26 @@ def test_a_run_that_ended_anywhere_continues_to_the_same_masks(
     recipe, windows, dense = Recipe(score, Unstructured(0.5)), tiny.windows(3), tiny.model()
     whole = copy.deepcopy(dense)
     expected = prune(whole, windows, recipe, propagate, keep_masks=True)
-    made = []
+    weights = [weight_view(linear).clone() for linear in named_linears(dense).values()]
+    scored, compute = [], type(score).__call__
 
-    def counted(*args):
-        made.append(args[0])
-        if len(made) == killed_at + 1:
+    def until_killed(self, weight, stats):
+        if len(scored) == killed_at:
             raise Killed
-        return make_mask(*args)
+        return watched(self, weight, stats)
 
-    monkeypatch.setitem(vars(sys.modules["symprune.pruning.prune"]), "make_mask", counted)
+    def watched(self, weight, stats):
+        scored.append(weight.clone())
+        return compute(self, weight, stats)
+
+    monkeypatch.setattr(type(score), "__call__", until_killed)
     with pytest.raises(Killed):
         prune(copy.deepcopy(dense), windows, recipe, propagate, work=tmp_path / "work")
-    made.clear()
-    monkeypatch.setitem(
-        vars(sys.modules["symprune.pruning.prune"]),
-        "make_mask",
-        lambda *args: (made.append(args[0]), make_mask(*args))[1],
-    )
+    scored.clear()
+    monkeypatch.setattr(type(score), "__call__", watched)
     report = prune(dense, windows, recipe, propagate, work=tmp_path / "work", keep_masks=True)
-    assert made == list(expected.masks)[killed_at // 7 * 7 :]  # what was finished is not made again
+    left = weights[killed_at // 7 * 7 :]  # what was finished is not scored again
+    assert all(torch.equal(a, b) for a, b in zip(scored, left, strict=True))
     assert report.linears == expected.linears
     assert report.masks.keys() == expected.masks.keys()
     assert all(torch.equal(report.masks[name], mask) for name, mask in expected.masks.items())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symprune import StatsAccumulator
-from symprune.methods.stats import Moments, Sum
+from symprune.methods.stats import LinearSums, Moments, Sum
 
 VECTORS = ("input_norm", "input_mean", "input_var", "input_var_within", "output_norm")
 
@@ -173,7 +173,7 @@ def test_the_gram_matrix_is_exact_and_merges(dtype):
     parts[0].update(x[:1])
     parts[1].update(x[1:4])
     parts[2].update(x[4:, :7])
-    parts[2].add(Moments.of(x[4:, 7:], gram=True), dtype)
+    parts[2].add(Moments.of(x[4:, 7:], gram=True))
     for part in parts[1:]:
         parts[0].merge(part)
     stats = parts[0].finish()
@@ -195,3 +195,57 @@ def test_the_gram_matrix_is_there_only_if_asked_for():
         with_it.merge(without)
     with pytest.raises(ValueError, match=r"X\^T X"):
         without.add(Moments.of(x, gram=True))
+
+
+def sums_of(*received: tuple[str, torch.Tensor], names: str = "abc") -> LinearSums:
+    """Sums of linears of one width: each time, the names of some and what they received."""
+    sums = LinearSums.of_nothing(
+        dict.fromkeys(names, (2, 4)), dict.fromkeys(names, torch.device("cpu")), True
+    )
+    for linears, inputs in received:
+        sums.add(list(linears), Moments.of(inputs, gram=True))
+    return sums
+
+
+def test_linears_are_in_one_group_for_as_long_as_they_receive_the_same():
+    x, y = torch.randn(2, 5, 4)
+    assert sums_of().group_of == {"a": "a", "b": "a", "c": "a"}
+    assert sums_of(("abc", x), ("abc", y)).group_of == {"a": "a", "b": "a", "c": "a"}
+    parted = sums_of(("abc", x), ("ab", y))
+    assert parted.group_of == {"a": "a", "b": "a", "c": "c"}
+    assert parted.moments.keys() == {"a", "c"}
+    assert sums_of(("bc", x)).group_of == {"a": "a", "b": "b", "c": "b"}
+    assert sums_of(("ac", x), ("c", y)).group_of == {"a": "a", "b": "b", "c": "c"}
+    for name, seen in {"a": [x, y], "b": [x, y], "c": [x]}.items():
+        flat = torch.cat(seen)
+        torch.testing.assert_close(parted.finish()[name].gram, flat.T @ flat)
+        assert parted.finish()[name].n_tokens == len(flat)
+
+
+def test_what_a_whole_group_receives_is_added_to_its_gram_matrix_in_place():
+    x, y = torch.randn(2, 5, 4)
+    sums = sums_of(("abc", x))
+    place = sums.moments["a"].gram.data_ptr()
+    sums.add(["a", "b", "c"], Moments.of(y, gram=True))
+    assert sums.moments["a"].gram.data_ptr() == place
+    sums.add(["b"], Moments.of(y, gram=True))
+    assert sums.moments["a"].gram.data_ptr() == place
+    assert sums.moments["b"].gram.data_ptr() != place
+
+
+def test_merged_linears_share_only_what_they_share_on_both_sides():
+    x, y = torch.randn(2, 5, 4)
+    one, other = sums_of(("abc", x)), sums_of(("ab", y), ("c", x))
+    merged = one.merge(other)
+    assert merged.group_of == {"a": "a", "b": "a", "c": "c"}
+    flat = torch.cat((x, x))
+    torch.testing.assert_close(merged.finish()["c"].gram, flat.T @ flat)
+    assert one.finish()["a"].n_tokens == 5  # as it was
+
+
+def test_statistics_of_float64_stay_as_they_are_when_more_is_added():
+    accumulator = StatsAccumulator(3, 2, gram=True)
+    accumulator.update(torch.ones(2, 3, dtype=torch.float64))
+    stats = accumulator.finish()
+    accumulator.update(torch.ones(2, 3, dtype=torch.float64))
+    assert (stats.gram == 2).all()

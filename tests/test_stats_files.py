@@ -17,7 +17,6 @@ from test_cli import call, refused, small  # noqa: F401 (fixtures)
 from symprune import Recipe, StatsAccumulator, Unstructured, UserError, Wanda, prune
 from symprune.methods.recipe import NM
 from symprune.methods.scores import RIA
-from symprune.methods.stats import finish
 from symprune.models.layers import named_linears
 from symprune.models.load import load_model
 from symprune.pruning import stats_files
@@ -103,9 +102,10 @@ def test_a_file_comes_back_to_the_bit_with_shared_gram_matrices_once(alone, tmp_
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         grams = [key for key in file.keys() if key.endswith(".gram")]  # noqa: SIM118
     assert len(grams) == 3 * 4  # qkv, o, gate and up, down
-    layer = [sums.moments for name, sums in found.sums.items() if ".layers.0." in name]
-    assert layer[0] is layer[1] is layer[2]
-    assert len({id(moments) for moments in layer}) == 4
+    assert found.sums.group_of == alone[0].sums.group_of
+    layer = [group for name, group in found.sums.group_of.items() if ".layers.0." in name]
+    assert layer[0] == layer[1] == layer[2]
+    assert len(set(layer)) == 4
 
 
 def test_a_file_holds_sums_and_no_token(tmp_path):
@@ -152,7 +152,7 @@ def test_what_is_remembered_stays_within_its_bytes_and_the_last_used_stays(tmp_p
     def ask(windows: str):
         return remembered(tmp_path, ASKED, windows, lambda: gathered.append(windows) or sums)
 
-    assert same(ask("a"), finish(sums), EXACT)
+    assert same(ask("a"), sums.finish(), EXACT)
     (file,) = tmp_path.iterdir()
     size = file.stat().st_size
     monkeypatch.setattr(stats_files, "CACHE_BYTES", int(2.5 * size))

@@ -5,7 +5,8 @@ budget.
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import tiny
@@ -27,13 +28,12 @@ from symprune import (
 )
 from symprune.base import paths
 from symprune.methods.refine.exact_swap import ExactSwap
-from symprune.models.layers import decoder_layers, named_linears, weight_view
+from symprune.models.layers import decoder_layers, linears_by_layer, named_linears, weight_view
 from symprune.models.load import load_model
-from symprune.pruning import stream
-from symprune.pruning.calibrate import LayerRunner, gather
+from symprune.pruning.calibrate import collecting, gather
 from symprune.pruning.cost import Cost, Shape, plan
-from symprune.pruning.mask_files import PackedMasks
-from symprune.pruning.stream import OnDisk, prune_checkpoint, skeleton
+from symprune.pruning.runner import LayerRunner
+from symprune.pruning.stream import OnDisk, StreamedRun, Streaming, prune_checkpoint
 
 WANDA = Recipe(Wanda(), Unstructured(0.5))
 
@@ -54,11 +54,15 @@ def same_weights(name: str, model: torch.nn.Module) -> bool:
 def test_every_family_streams_to_the_bits_of_the_run_in_memory(family, tmp_path):
     name, windows = saved(tmp_path, family), tiny.windows(3)
     model = load_model(name)
-    expected, masks = prune(model, windows, WANDA, keep_masks=True), PackedMasks()
-    found = prune_checkpoint(name, tmp_path / "out", windows, WANDA, masks=masks)
+    expected = prune(model, windows, WANDA, keep_masks=True)
+    streamed = StreamedRun(name, windows, WANDA, how=Streaming(keep_masks=True))
+    with streamed.into(tmp_path / "out") as (folder, found):
+        (folder / "beside").write_text("what the caller adds")
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out/beside").is_file()
     assert same_weights(str(tmp_path / "out"), model)
     assert found.linears == expected.linears
-    masks.save(tmp_path / "streamed")
+    streamed.masks.save(tmp_path / "streamed")
     save_masks(tmp_path / "in memory", expected.masks, model)
     assert (tmp_path / "streamed").read_bytes() == (tmp_path / "in memory").read_bytes()
 
@@ -74,25 +78,17 @@ def test_every_family_streams_to_the_bits_of_the_run_in_memory(family, tmp_path)
 )
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
 @pytest.mark.parametrize("spill", [False, True])
-def test_recipes_and_propagation_and_hidden_states_on_disk_change_no_bit(
-    recipe, propagate, spill, tmp_path, monkeypatch
-):
+def test_recipes_and_propagation_and_hidden_states_on_disk_change_no_bit(recipe, propagate, spill, tmp_path):
     name, windows = saved(tmp_path, tie_word_embeddings=True), tiny.windows(5)
     model = load_model(name)
     prune(model, windows, recipe, propagate, batch_size=2)
-    if spill:
-        real = stream.plan
-        monkeypatch.setattr(
-            stream,
-            "plan",
-            lambda cost, *rest: stream.Plan(cost, True, **{k: vars(real(cost, *rest))[k] for k in KEPT}),
-        )
-    prune_checkpoint(name, tmp_path / "out", windows, recipe, propagate, batch_size=2)
+    streamed = StreamedRun(name, windows, recipe, propagate, Streaming(batch_size=2))
+    streamed.plan = replace(streamed.plan, spill=spill)
+    with streamed.into(tmp_path / "out") as (folder, _):
+        spilled = {path.name for path in folder.with_name("out.hidden").glob("*")}
+    assert spilled == ({"0", "1", "2"} if spill and recipe.uses else set())  # five windows in batches of two
     assert same_weights(str(tmp_path / "out"), model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
-
-
-KEPT = ("base", "memory", "disk", "seconds")
 
 
 def test_statistics_gathered_before_stream_too(tmp_path):
@@ -108,7 +104,7 @@ def test_half_precision_streams_in_the_dtype_asked_for(tmp_path):
     name, windows = saved(tmp_path), tiny.windows(3)
     model = load_model(name, "bfloat16")
     prune(model, windows, WANDA)
-    prune_checkpoint(name, tmp_path / "out", windows, WANDA, dtype="bfloat16")
+    prune_checkpoint(name, tmp_path / "out", windows, WANDA, how=Streaming(dtype="bfloat16"))
     out = load_model(str(tmp_path / "out"), "bfloat16")
     assert all(torch.equal(tensor, out.state_dict()[key]) for key, tensor in model.state_dict().items())
     assert {
@@ -118,23 +114,26 @@ def test_half_precision_streams_in_the_dtype_asked_for(tmp_path):
     } == {torch.bfloat16}
 
 
-def test_never_more_than_one_decoder_layer_is_in_memory(tmp_path, monkeypatch):
-    name, seen = saved(tmp_path), []
-    real = stream.check_weights
+@dataclass(frozen=True)
+class Watching:
+    """Wanda, with a note of the decoder layers that are in memory whenever a linear is scored."""
 
-    def watched(linears):
-        model = built[0]
-        seen.append(
-            [i for i, layer in enumerate(decoder_layers(model)) if not next(layer.parameters()).is_meta]
-        )
-        assert model.get_input_embeddings().weight.is_meta
-        return real(linears)
+    uses: ClassVar[tuple[str, ...]] = ("input_norm",)
+    models: ClassVar[list] = []
+    seen: ClassVar[list] = []
 
-    built = []
-    monkeypatch.setattr(stream, "skeleton", lambda *args: built.append(skeleton(*args)) or built[0])
-    monkeypatch.setattr(stream, "check_weights", watched)
-    prune_checkpoint(name, tmp_path / "out", tiny.windows(2), WANDA)
-    assert seen == [[0], [1], [2]]
+    def __call__(self, weight, stats):
+        layers = decoder_layers(self.models[0])
+        self.seen.append([i for i, layer in enumerate(layers) if not next(layer.parameters()).is_meta])
+        assert self.models[0].get_input_embeddings().weight.is_meta
+        return Wanda()(weight, stats)
+
+
+def test_never_more_than_one_decoder_layer_is_in_memory(tmp_path):
+    streamed = StreamedRun(saved(tmp_path), tiny.windows(2), Recipe(Watching(), Unstructured(0.5)))
+    Watching.models.append(streamed.model)
+    with streamed.into(tmp_path / "out"):
+        assert Watching.seen == [[0]] * 7 + [[1]] * 7 + [[2]] * 7
 
 
 def test_a_checkpoint_without_a_prefix_on_its_names_is_read(tmp_path):
@@ -157,9 +156,9 @@ def test_a_checkpoint_without_a_prefix_on_its_names_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"memory": 1000}, "raise --memory"),
-        ({"dtype": "float31"}, "unknown dtype"),
-        ({"device": "auto"}, "one device"),
+        ({"how": Streaming(memory=1000)}, "raise --memory"),
+        ({"how": Streaming(dtype="float31")}, "unknown dtype"),
+        ({"how": Streaming(device="auto")}, "one device"),
         ({"recipe": Recipe(Wanda(), NM(1, 5))}, "q_proj"),
     ],
 )
@@ -237,15 +236,16 @@ def test_masks_that_are_kept_count_one_bit_for_every_prunable_weight_and_are_cop
 PROGRAM = """
 import json, re, sys, torch
 from symprune import Recipe, Unstructured, Wanda
-from symprune.pruning.mask_files import PackedMasks
-from symprune.pruning.stream import prune_checkpoint
+from symprune.pruning.stream import StreamedRun, Streaming
 name, out, memory, keep = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-plans, masks = [], PackedMasks() if keep else None
-how = {"memory": memory or None, "masks": masks, "planned": plans.append}
-save = {"finishing": lambda folder, _: masks.save(folder / "masks.safetensors")} if keep else {}
-prune_checkpoint(name, out, torch.ones(1, 32, dtype=torch.long), Recipe(Wanda(), Unstructured(0.5)), "dense", **how, **save)
+windows, how = torch.ones(1, 32, dtype=torch.long), Streaming(memory=memory or None, keep_masks=bool(keep))
+streamed = StreamedRun(name, windows, Recipe(Wanda(), Unstructured(0.5)), "dense", how)
+with streamed.into(out) as (folder, _):
+    if keep:
+        streamed.masks.save(folder / "masks.safetensors")
 peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
-print(json.dumps({"taken": peak - plans[0].base, "predicted": plans[0].memory - plans[0].base}))
+base, memory = streamed.plan.base, streamed.plan.memory
+print(json.dumps({"taken": peak - base, "predicted": memory - base}))
 """
 
 
@@ -277,8 +277,9 @@ def test_operations_are_those_that_torch_counts():
     model, windows = tiny.model(), tiny.windows(4, 12)
     runner = LayerRunner(model, windows)
     with FlopCounterMode(display=False) as counter:
-        for index in range(len(runner.layers)):
-            runner.collect(index, {"input_norm"})
+        for index, linears in enumerate(linears_by_layer(model)):
+            with collecting(linears, {"input_norm"}):
+                runner.run(index, keep=False)
             runner.run(index)
     expected = Cost(Shape.of(model), 4, 12).operations
     assert 0.75 < expected / counter.get_total_flops() < 1.25

@@ -2,15 +2,25 @@
 
 import contextlib
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from symprune.base.errors import UserError
+
+
+def short_sha256(parts: Iterable[Any]) -> str:
+    """The first 16 hexadecimal digits of the sha256 over texts (as UTF-8) and bytes or arrays of numpy."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()[:16]
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
@@ -44,15 +54,14 @@ def require_free(target: Path, option: str) -> None:
         raise UserError(f"cannot make folders in {disk}: choose another {option}")
 
 
-def require_disk(target: Path, needed: int) -> None:
-    """Raise UserError if so many bytes are not free on the disk where `target` will lie; what a killed save
-    of it left goes first.
+def require_disk(target: Path, needed: float, way_out: str = "choose another --out") -> None:
+    """Raise UserError if so many bytes are not free on the disk where `target` will lie.
+
+    What a killed save of it left is removed first.
     """
     _remove_leftovers(target)
     if needed > shutil.disk_usage(_existing(target)).free:
-        raise UserError(
-            f"{target} needs {needed / 1e9:.1f} GB of disk, more than is free there: choose another --out"
-        )
+        raise UserError(f"{target} needs {needed / 1e9:.1f} GB of disk, more than is free there: {way_out}")
 
 
 @contextlib.contextmanager

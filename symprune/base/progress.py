@@ -8,19 +8,36 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
 FILE = "SYMPRUNE_PROGRESS"  # a notebook's kernel reports through the file that this variable names
+_SHOWN: ContextVar[bool] = ContextVar("progress is shown", default=False)
 
 
-def track(items: Iterable[T], description: str, enabled: bool) -> Iterable[T]:
-    """The items, with a progress bar on stderr if enabled."""
+@contextlib.contextmanager
+def showing(wanted: bool = True) -> Iterator[None]:
+    """Inside, whatever takes long shows a progress bar on stderr, if wanted; elsewhere nothing does."""
+    before = _SHOWN.set(wanted)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(before)
+
+
+def shown() -> bool:
+    """Whether progress bars are shown here."""
+    return _SHOWN.get()
+
+
+def track(items: Iterable[T], description: str) -> Iterable[T]:
+    """The items, with a progress bar where bars are shown."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=description, disable=not enabled, leave=False, dynamic_ncols=True)
+    return tqdm(items, desc=description, disable=not shown(), leave=False, dynamic_ncols=True)
 
 
 def announce(label: str, done: int, total: int) -> None:

@@ -1,7 +1,6 @@
 """One measured result, one JSON file: named by what was asked, written whole or not at all."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from symprune.base import paths
 from symprune.base.errors import UserError
-from symprune.base.files import write_whole
+from symprune.base.files import short_sha256, write_whole
 
 # Part of every key: raise it when a change of the code changes what the same question answers.
 PROTOCOL = 1
@@ -74,9 +73,9 @@ class Record:
         return cls.from_dict(json.loads(text))
 
     def _checksum(self) -> str:
-        return hashlib.sha256(
-            json.dumps([self.run, self.metrics, self.meta], sort_keys=True, allow_nan=False).encode()
-        ).hexdigest()[:16]
+        return short_sha256(
+            [json.dumps([self.run, self.metrics, self.meta], sort_keys=True, allow_nan=False)]
+        )
 
 
 class Store:
@@ -175,9 +174,7 @@ def write_lines(file: Path, records: Iterable[Record]) -> None:
 
 def run_key(run: dict) -> str:
     """The hash of what was asked, the protocol included."""
-    return hashlib.sha256(json.dumps([PROTOCOL, run], sort_keys=True, allow_nan=False).encode()).hexdigest()[
-        :16
-    ]
+    return short_sha256([json.dumps([PROTOCOL, run], sort_keys=True, allow_nan=False)])
 
 
 def provenance() -> dict[str, Any]:

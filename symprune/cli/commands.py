@@ -1,12 +1,14 @@
 """What each command does: the parsed arguments in; facts for --json, and text for people, out."""
 
 import argparse
+import contextlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from symprune import models
+from symprune.base import progress
 from symprune.base.errors import UserError, unknown
 from symprune.base.files import require_disk, require_free, whole_folder
 from symprune.base.records import Record, provenance
@@ -21,9 +23,9 @@ from symprune.paper import notebooks, reproduce, verify
 from symprune.pruning import mask_files, stats_files
 from symprune.pruning.calibrate import OUTPUT_SIDES, accumulate
 from symprune.pruning.cost import batch_size_of
-from symprune.pruning.mask_files import PackedMasks
-from symprune.pruning.prune import PROPAGATE, PruneReport, prune
-from symprune.pruning.stream import prune_checkpoint
+from symprune.pruning.prune import PROPAGATE, prune
+from symprune.pruning.report import PruneReport
+from symprune.pruning.stream import StreamedRun, Streaming
 from symprune.text import corpora, fetch, tasks
 
 _NOTE = "zeros are stored densely: the files are not smaller, and inference is not faster"
@@ -112,8 +114,9 @@ def _prune_in_memory(
     model = _load_model(args)
     if args.out:
         require_disk(Path(args.out), _bytes_of(model))
-    options = {"batch_size": args.batch_size, "work": args.work, "progress": _progress(args)}
-    report = prune(model, calibration, recipe, propagate, keep_masks=True, **options)
+    options = {"batch_size": args.batch_size, "work": args.work}
+    with _progress(args):
+        report = prune(model, calibration, recipe, propagate, keep_masks=True, **options)
     record = _record(run, report)
     if args.masks:
         Path(args.masks).parent.mkdir(parents=True, exist_ok=True)
@@ -126,21 +129,14 @@ def _prune_in_memory(
 def _prune_streamed(
     args: argparse.Namespace, tokenizer, calibration: Any, recipe: Recipe, propagate: str, run: dict
 ) -> tuple[PruneReport, Record]:
-    masks, records = PackedMasks(), []
-
-    def finishing(folder: Path, report: PruneReport) -> None:
-        records.append(_record(run, report))
-        masks.save(folder / models.MASKS, records[0])
-        _save_beside(folder, tokenizer, records[0])
-
-    options = {name: getattr(args, name) for name in ("dtype", "device", "batch_size", "memory")} | {
-        "progress": _progress(args)
-    }
-    calls = {"planned": lambda plan: _tell(args, plan), "finishing": finishing}
-    report = prune_checkpoint(
-        args.model, args.out, calibration, recipe, propagate, masks=masks, **options, **calls
-    )
-    return report, records[0]
+    how = Streaming(args.dtype, args.device, args.batch_size, args.memory, keep_masks=True)
+    streamed = StreamedRun(args.model, calibration, recipe, propagate, how)
+    _tell(args, streamed.plan)
+    with _progress(args), streamed.into(args.out) as (folder, report):
+        record = _record(run, report)
+        streamed.masks.save(folder / models.MASKS, record)
+        _save_beside(folder, tokenizer, record)
+    return report, record
 
 
 def run_calibrate(args: argparse.Namespace) -> Answer:
@@ -156,7 +152,8 @@ def run_calibrate(args: argparse.Namespace) -> Answer:
     how = {"output_side": args.output_side, "batch_size": batch_size_of(args.batch_size, model, windows)}
     where = {"dtype": args.dtype, "device": args.device, "seq_len": args.seq_len}
     asked = stats_files.asked(models.fingerprint(args.model), uses, **where, **how)
-    sums = accumulate(model, windows, uses, progress=_progress(args), **how)
+    with _progress(args):
+        sums = accumulate(model, windows, uses, **how)
     return _save_statistics(args, stats_files.Calibration(sums, asked, [part]))
 
 
@@ -185,16 +182,15 @@ def _save_statistics(args: argparse.Namespace, calibration: stats_files.Calibrat
     out.parent.mkdir(parents=True, exist_ok=True)
     stats_files.save(out, calibration)
     n_windows, missing = sum(part["n_windows"] for part in calibration.parts), calibration.missing_shards
+    n_linears = len(calibration.sums.shapes)
     facts = {
         "out": args.out,
         "windows": n_windows,
-        "linears": len(calibration.sums),
+        "linears": n_linears,
         "missing_shards": missing,
     }
     lacking = f"; shards {', '.join(missing)} are still missing" if missing else ""
-    return Answer(
-        facts, f"statistics of {len(calibration.sums)} linears on {n_windows} windows saved to {out}{lacking}"
-    )
+    return Answer(facts, f"statistics of {n_linears} linears on {n_windows} windows saved to {out}{lacking}")
 
 
 def run_apply(args: argparse.Namespace) -> Answer:
@@ -264,7 +260,9 @@ def _perplexity(args: argparse.Namespace) -> Answer:
     windows = corpora.evaluation_windows(
         args.corpus, models.load_tokenizer(args.model), args.seq_len, args.n_eval, args.split
     )
-    value = perplexity(_load_model(args), windows, batch_size=args.batch_size, progress=_progress(args))
+    model = _load_model(args)
+    with _progress(args):
+        value = perplexity(model, windows, batch_size=args.batch_size)
     stderr = value.stderr if value.n_windows > 1 else None
     facts = {
         "perplexity": float(value),
@@ -280,7 +278,8 @@ def _perplexity(args: argparse.Namespace) -> Answer:
 def _accuracy(args: argparse.Namespace) -> Answer:
     loaded = tasks.load_tasks(args.tasks.split(","))  # before the model: a wrong name costs no minutes
     model, tokenizer = _load_model(args), models.load_tokenizer(args.model)
-    result = zero_shot(model, tokenizer, loaded, args.limit, args.batch_size, progress=_progress(args))
+    with _progress(args):
+        result = zero_shot(model, tokenizer, loaded, args.limit, args.batch_size)
     columns = ("acc", "stderr", "n", "version", "acc_norm")
     scores = {name: {key: getattr(score, key) for key in columns} for name, score in result.scores.items()}
     for score in scores.values():
@@ -397,5 +396,6 @@ def _tell(args: argparse.Namespace, news: object) -> None:
         print(news, file=sys.stderr, flush=True)
 
 
-def _progress(args: argparse.Namespace) -> bool:
-    return not args.json and sys.stderr.isatty()
+def _progress(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Bars on a terminal, for people."""
+    return progress.showing(not args.json and sys.stderr.isatty())

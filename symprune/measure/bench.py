@@ -14,7 +14,8 @@ from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
 from symprune.pruning import stats_files
 from symprune.pruning.calibrate import accumulate, gather
-from symprune.pruning.prune import beside_weights, prune
+from symprune.pruning.prune import prune
+from symprune.pruning.sources import beside_weights
 from symprune.text import corpora
 from symprune.text.tasks import load_tasks
 

@@ -8,14 +8,12 @@ from torch import nn
 from symprune.base.errors import UserError
 from symprune.base.progress import track
 from symprune.base.types import Windows
-from symprune.pruning.calibrate import check_windows
 from symprune.pruning.cost import batch_size_of
+from symprune.pruning.runner import check_windows
 
 
 class Perplexity(float):
-    """A perplexity that is a float and says how it came about: the mean loss of every window, tokens,
-    windows, standard error.
-    """
+    """A perplexity: a float that says how it came about, by the mean loss of every window."""
 
     losses: tuple[float, ...]  # mean token loss of each window
     seq_len: int
@@ -58,23 +56,19 @@ class Perplexity(float):
 
 
 @torch.no_grad()
-def perplexity(
-    model: nn.Module, windows: Windows, *, batch_size: int | str = 1, progress: bool = False
-) -> Perplexity:
-    """exp of the mean over windows of the mean token loss; windows [n, seq_len] come from
-    `evaluation_windows` (Wanda's convention).
+def perplexity(model: nn.Module, windows: Windows, *, batch_size: int | str = 1) -> Perplexity:
+    """exp of the mean over windows of the mean token loss (Wanda's convention).
 
-    batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`). Raises UserError for
-    windows the model cannot take, and on a loss that is NaN.
+    windows: [n, seq_len], from `evaluation_windows`. batch_size: windows per forward pass, or "auto" (see
+    `symprune.pruning.cost`). Raises UserError for windows the model cannot take, and on a loss that is NaN.
     """
     check_windows(model, windows)
     if windows.shape[1] < 2:
         raise UserError("perplexity needs windows of at least 2 tokens: raise seq_len")
     device = next(model.parameters()).device
     losses: list[float] = []
-    for batch in track(
-        windows.split(batch_size_of(batch_size, model, windows, logits=True)), "perplexity", progress
-    ):
+    batches = windows.split(batch_size_of(batch_size, model, windows, logits=True))
+    for batch in track(batches, "perplexity"):
         ids = batch.to(device)
         logits = model(input_ids=ids, use_cache=False).logits
         # window by window: one float32 copy of the logits at a time

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from symprune.base import progress
 from symprune.base.errors import UserError
 from symprune.text import corpora
 from symprune.text.tasks import load_tasks, quiet, require_lm_eval
@@ -66,8 +67,6 @@ def zero_shot(
     tasks: Sequence[str] | Mapping[str, Any],
     limit: int | None = None,
     batch_size: int | str = 8,
-    *,
-    progress: bool = False,
 ) -> ZeroShot:
     """Accuracy of `model` on zero-shot tasks, by names of `symprune.text.tasks.TASKS` or as `load_tasks`
     returned them.
@@ -85,7 +84,7 @@ def zero_shot(
     loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks)
     import lm_eval
 
-    with quiet(progress):
+    with quiet(progress.shown()):
         harness = _harness(model, tokenizer, batch_size)
         # bootstrap_iters: the standard error of a mean is exact, nothing is resampled.
         found = lm_eval.evaluate(

@@ -1,16 +1,12 @@
-"""What calibration leaves behind for one linear: exact, streaming, mergeable statistics of its inputs and
-outputs.
-"""
+"""What calibration leaves behind of a linear: exact, mergeable statistics of its inputs and outputs."""
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from symprune.base.errors import UserError
 from symprune.base.types import Inputs, Outputs
 
 
@@ -72,13 +68,14 @@ class Moments:
 
     sums: three rows, the sum of x; over samples, of n_s * mean_s^2; and of (x - mean_s)^2. gram = sum of x
     x^T, if asked for: a float64 sum of products in the inputs' precision, so that an order of additions shows
-    in its 53rd bit at most.
+    in its 53rd bit at most. dtype: what statistics are rounded to, float64 if all inputs were, else float32.
     """
 
     n_tokens: int
     n_samples: int
     sums: Sum
     gram: Float[Tensor, "d d"] | None = None
+    dtype: torch.dtype = torch.float64
 
     @property
     def total(self) -> Float[Tensor, " d"]:
@@ -103,14 +100,12 @@ class Moments:
 
     @classmethod
     def of(cls, inputs: Inputs, gram: bool = False) -> "Moments":
-        """Moments of [tokens, d], or of [samples, tokens, d] with one sample per leading index; half
-        precision is read as float32.
-        """
+        """Moments of [tokens, d] or [samples, tokens, d]; half precision is read as float32."""
         samples = at_least_float32(inputs.detach())
         samples = samples if samples.dim() == 3 else samples.unsqueeze(0)
         n_samples, n_tokens, d = samples.shape
         if n_samples * n_tokens == 0:
-            return cls.none(d, samples.device, gram)
+            return replace(cls.none(d, samples.device, gram), dtype=samples.dtype)
         total, between, within = sums = torch.zeros(3, d, dtype=torch.float64, device=samples.device)
         products = None
         for sample in samples:  # one at a time: it stays in the processor's cache
@@ -124,7 +119,7 @@ class Moments:
             if gram:
                 product = sample.t() @ sample
                 products = product if products is None else product.double().add_(products)
-        return cls(n_samples * n_tokens, n_samples, Sum.of(sums), products)
+        return cls(n_samples * n_tokens, n_samples, Sum.of(sums), products, samples.dtype)
 
     def plus(self, other: "Moments", in_place: bool = False) -> "Moments":
         """The moments of both; in_place: this Gram matrix, which nothing else may hold, is written over."""
@@ -134,150 +129,149 @@ class Moments:
         if self.gram is not None:
             gram = self.gram.add_(other.gram) if in_place else self.gram + other.gram
         return Moments(
-            self.n_tokens + other.n_tokens, self.n_samples + other.n_samples, self.sums + other.sums, gram
+            self.n_tokens + other.n_tokens,
+            self.n_samples + other.n_samples,
+            self.sums + other.sums,
+            gram,
+            torch.float64 if self.dtype == other.dtype == torch.float64 else torch.float32,
         )
+
+
+class LinearSums:
+    """What is added up for several linears by their names; those that received the same inputs hold one sum.
+
+    group_of[linear] is the group that a linear is in, called by the first of its linears; moments[group] are
+    the sums over the inputs that the group received; output_squares[linear] is the sum of the squares of each
+    of its outputs, if any were added; shapes[linear] is (d_out, d_in). A group parts once its linears receive
+    different inputs.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        group_of: Mapping[str, str],
+        moments: Mapping[str, Moments],
+        output_squares: Mapping[str, Sum] | None = None,
+    ):
+        self.shapes, self.group_of, self.moments = dict(shapes), dict(group_of), dict(moments)
+        self.output_squares = dict(output_squares or {})
+
+    @classmethod
+    def of_nothing(
+        cls, shapes: Mapping[str, tuple[int, int]], devices: Mapping[str, torch.device], gram: bool = False
+    ) -> "LinearSums":
+        """No inputs yet: linears of one width on one device are in one group."""
+        first: dict[tuple, str] = {}
+        group_of = {n: first.setdefault((d_in, devices[n]), n) for n, (_, d_in) in shapes.items()}
+        return cls(shapes, group_of, {n: Moments.none(d_in, at, gram) for (d_in, at), n in first.items()})
+
+    def add(self, linears: Collection[str], moments: Moments) -> None:
+        """Add the moments of inputs that all these linears received; ValueError if one side lacks X^T X."""
+        for group in dict.fromkeys(self.group_of[name] for name in linears):
+            members = [name for name, of in self.group_of.items() if of == group]
+            received = [name for name in members if name in linears]
+            total = self.moments[group].plus(moments, in_place=received == members)
+            others = [name for name in members if name not in linears]
+            for part, held in ((others, self.moments.pop(group)), (received, total)):
+                if part:
+                    self.group_of |= dict.fromkeys(part, part[0])
+                    self.moments[part[0]] = held
+
+    def add_outputs(self, linear: str, outputs: Outputs) -> None:
+        """Add outputs of a linear, or gradients with respect to them; raises ValueError for another width."""
+        d_out, _ = self.shapes[linear]
+        if outputs.shape[-1] != d_out:
+            raise ValueError(f"outputs have width {outputs.shape[-1]}, this linear gives {d_out}")
+        squares = Sum.of(squared_norm(at_least_float32(outputs.detach()).reshape(-1, d_out), dim=0))
+        held = self.output_squares.get(linear)
+        self.output_squares[linear] = squares if held is None else held + squares
+
+    def merge(self, other: "LinearSums") -> "LinearSums":
+        """The sums over both streams; linears that share a sum on both sides share the result.
+
+        Raises ValueError if only one of the two gathered the outputs of a linear, or X^T X.
+        """
+        first: dict[tuple[str, str], str] = {}  # the first linear of each pair of groups
+        group_of = {n: first.setdefault((self.group_of[n], other.group_of[n]), n) for n in self.group_of}
+        moments = {n: self.moments[here].plus(other.moments[there]) for (here, there), n in first.items()}
+        squares = dict(other.output_squares)
+        for name, held in self.output_squares.items():
+            squares[name] = held + squares[name] if name in squares else held
+        for name in squares:
+            sides = [side for side in (self, other) if side.moments[side.group_of[name]].n_tokens]
+            if len({name in side.output_squares for side in sides}) == 2:
+                raise ValueError(
+                    "one side gathered outputs and the other did not: their sum would be neither"
+                )
+        return LinearSums(self.shapes, group_of, moments, squares)
+
+    def join(self, others: "LinearSums") -> None:
+        """Take in the sums of other linears, those of another decoder layer for one."""
+        self.shapes |= others.shapes
+        self.group_of |= others.group_of
+        self.moments |= others.moments
+        self.output_squares |= others.output_squares
+
+    def finish(self) -> dict[str, LayerStats]:
+        """The statistics of every linear; those of one group share the tensors that follow from its inputs.
+
+        All zero where nothing was added (an expert that no token reached).
+        """
+        of_group = {group: _statistics(moments) for group, moments in self.moments.items()}
+        statistics = {}
+        for name, group in self.group_of.items():
+            stats, squares = of_group[group], self.output_squares.get(name)
+            if squares is not None:
+                stats = replace(stats, output_norm=squares.high.sqrt().to(self.moments[group].dtype))
+            statistics[name] = stats
+        return statistics
 
 
 class StatsAccumulator:
-    """Streams the inputs (and, if wanted, outputs) of one linear into `LayerStats`; two accumulators merge
-    exactly.
+    """Streams the inputs (and, if wanted, outputs) of one linear into `LayerStats`; two merge exactly.
 
     `update` takes [tokens, d] or [samples, tokens, d]. The order of updates and merges does not show in the
     result, see `Sum` (of a Gram matrix: not beyond float64's rounding); results are float32, or float64 if
-    every update was. gram=True also gathers X^T X, 8 * d_in^2 bytes. Accumulators hold the same `moments`
-    object while they have been given the same ones.
+    every update was. gram=True also gathers X^T X, 8 * d_in^2 bytes.
     """
 
     def __init__(self, d_in: int, d_out: int, device: torch.device | str = "cpu", gram: bool = False):
-        self.d_in, self.d_out = d_in, d_out
-        self.moments = Moments.none(d_in, device, gram)
-        self.output_sq: Sum | None = None
-        self.dtype = torch.float64
+        self._d_in = d_in
+        self._sums = LinearSums.of_nothing({"": (d_out, d_in)}, {"": torch.device(device)}, gram)
+
+    @property
+    def moments(self) -> Moments:
+        """The sums over all inputs so far."""
+        return self._sums.moments[""]
 
     def update(self, inputs: Inputs, outputs: Outputs | None = None) -> None:
-        """Add one stretch of inputs, and of outputs; raises ValueError if their widths are not this
-        linear's.
-        """
-        if inputs.shape[-1] != self.d_in:
-            raise ValueError(f"inputs have width {inputs.shape[-1]}, this linear takes {self.d_in}")
-        self.add(Moments.of(inputs, self.moments.gram is not None), inputs.dtype)
+        """Add one stretch of inputs, and of outputs; raises ValueError if a width is not this linear's."""
+        if inputs.shape[-1] != self._d_in:
+            raise ValueError(f"inputs have width {inputs.shape[-1]}, this linear takes {self._d_in}")
+        self.add(Moments.of(inputs, self.moments.gram is not None))
         if outputs is not None:
-            self.update_outputs(outputs)
+            self._sums.add_outputs("", outputs)
 
-    def add(self, moments: Moments, dtype: torch.dtype = torch.float64) -> None:
-        """Add moments of inputs of that dtype; both sides hold a Gram matrix or neither."""
-        self.hold(self.moments.plus(moments), dtype)
-
-    def hold(self, moments: Moments, dtype: torch.dtype) -> None:
-        """Take these moments for those of everything seen so far, the latest of which was of that dtype."""
-        self.moments = moments
-        self.dtype = self.dtype if dtype == torch.float64 else torch.float32
-
-    def update_outputs(self, outputs: Outputs) -> None:
-        """Add the outputs (or output gradients) of one stretch: only their column norms are kept."""
-        if outputs.shape[-1] != self.d_out:
-            raise ValueError(f"outputs have width {outputs.shape[-1]}, this linear gives {self.d_out}")
-        square = Sum.of(squared_norm(at_least_float32(outputs.detach()).reshape(-1, self.d_out), dim=0))
-        self.output_sq = square if self.output_sq is None else self.output_sq + square
+    def add(self, moments: Moments) -> None:
+        """Add the moments of inputs; raises ValueError unless both sides hold a Gram matrix, or neither."""
+        self._sums.add([""], moments)
 
     def merge(self, other: "StatsAccumulator") -> None:
-        """Become as if both streams had been seen; raises ValueError if only one of the two gathered outputs,
-        or X^T X.
-        """
-        self.merge_outputs(other)
-        self.add(other.moments, other.dtype)
-
-    def merge_outputs(self, other: "StatsAccumulator") -> None:
-        """The outputs' part of `merge`."""
-        seen = self.moments.n_tokens > 0, other.moments.n_tokens > 0
-        if all(seen) and (self.output_sq is None) != (other.output_sq is None):
-            raise ValueError(
-                "one accumulator gathered outputs and the other did not: their merge would be neither"
-            )
-        if other.output_sq is not None:
-            self.output_sq = other.output_sq if self.output_sq is None else self.output_sq + other.output_sq
+        """Become as if both streams had been seen; raises ValueError as `LinearSums.merge` does."""
+        self._sums = self._sums.merge(other._sums)
 
     def finish(self) -> LayerStats:
-        """The statistics of everything seen so far; all zero if nothing was (an expert that no token
-        reached).
-        """
-        return finish({"": self})[""]
+        """The statistics of everything seen so far, all zero if nothing was."""
+        return self._sums.finish()[""]
 
 
-def finish(accumulators: Mapping[str, StatsAccumulator]) -> dict[str, LayerStats]:
-    """The statistics of several linears; those that hold the same moments share what follows from them."""
-    of_inputs: dict[tuple, LayerStats] = {}
-    statistics = {}
-    for name, accumulator in accumulators.items():
-        m, dtype = accumulator.moments, accumulator.dtype
-        if (id(m), dtype) not in of_inputs:
-            n = max(m.n_tokens, 1)
-            square, mean = m.within + m.between, m.total / n
-            vectors = square.sqrt(), mean, (square / n - mean.square()).clamp(min=0), m.within / n
-            gram = None if m.gram is None else m.gram.to(dtype)
-            of_inputs[id(m), dtype] = LayerStats(
-                *(v.to(dtype) for v in vectors), None, m.n_tokens, m.n_samples, gram
-            )
-        stats, squares = of_inputs[id(m), dtype], accumulator.output_sq
-        statistics[name] = (
-            stats if squares is None else replace(stats, output_norm=squares.high.sqrt().to(dtype))
-        )
-    return statistics
-
-
-class SharedInputs:
-    """Feeds the accumulators of linears that run one after the other: a tensor that several receive is summed
-    once, into one place.
-
-    Linears share their moments, Gram matrix included, for as long as they receive the same tensors, and part
-    when they do not.
-    """
-
-    def __init__(self, accumulators: Mapping[str, StatsAccumulator]):
-        self._accumulators = accumulators
-        empty: dict[tuple, Moments] = {}
-        for accumulator in accumulators.values():
-            key = accumulator.d_in, accumulator.moments.total.device
-            accumulator.moments = empty.setdefault(key, accumulator.moments)
-        self._last: tuple[Tensor, Moments] | None = None  # the tensor seen last and its moments
-        self._step: tuple[Moments, Moments] | None = None  # what was held before it was added, and after
-
-    def add(self, name: str, inputs: Inputs) -> None:
-        """Add what the linear of that name receives; raises UserError, naming it, on NaN or inf."""
-        accumulator = self._accumulators[name]
-        before = accumulator.moments
-        if self._last is None or self._last[0] is not inputs:
-            self._last = self._step = None  # its memory is free before more is taken
-            moments = Moments.of(inputs, before.gram is not None)
-            if not torch.isfinite(moments.within.sum() + moments.total.sum()):
-                raise UserError(
-                    f"NaN or inf in the inputs of {name}: the weights are broken, or the dtype's range is too"
-                    " small"
-                )
-            self._last = inputs, moments
-        if self._step is None or self._step[0] is not before:
-            alone = sum(other.moments is before for other in self._accumulators.values()) == 1
-            self._step = before, before.plus(self._last[1], in_place=alone)
-        accumulator.hold(self._step[1], inputs.dtype)
-
-
-def merged(
-    first: Mapping[str, StatsAccumulator], second: Mapping[str, StatsAccumulator]
-) -> dict[str, StatsAccumulator]:
-    """One accumulator for each linear, as if it had seen both streams; linears that share moments on both
-    sides share the result.
-    """
-    sums: dict[tuple, Moments] = {}
-    result = {}
-    for name, accumulator in first.items():
-        # moments and sums are never written over once they are shared
-        result[name] = both = copy.copy(accumulator)
-        both.merge_outputs(second[name])
-        held = id(accumulator.moments), id(second[name].moments)
-        if held not in sums:
-            sums[held] = accumulator.moments.plus(second[name].moments)
-        both.hold(sums[held], second[name].dtype)
-    return result
+def _statistics(moments: Moments) -> LayerStats:
+    """What follows from sums over inputs; nothing of outputs."""
+    n, dtype = max(moments.n_tokens, 1), moments.dtype
+    square, mean = moments.within + moments.between, moments.total / n
+    vectors = square.sqrt(), mean, (square / n - mean.square()).clamp(min=0), moments.within / n
+    gram = None if moments.gram is None else moments.gram.to(dtype, copy=True)  # sums go on in place
+    return LayerStats(*(v.to(dtype) for v in vectors), None, moments.n_tokens, moments.n_samples, gram)
 
 
 def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -286,7 +280,5 @@ def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def squared_norm(x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
-    """Sum of squares along `dim`, in float64 (measured three times as fast as `torch.linalg.vector_norm`
-    along rows).
-    """
+    """Sum of squares along `dim`, float64; along rows three times as fast as `torch.linalg.vector_norm`."""
     return x.square().sum(dim=dim).double()

@@ -1,7 +1,5 @@
 """Devices by the names that people give them, and their memory."""
 
-import importlib.util
-
 import torch
 
 from symprune.base.errors import UserError
@@ -28,10 +26,6 @@ def free_memory(device: torch.device | str) -> int:
 
 def require_device(device: str) -> None:
     if device == ALL_GPUS:
-        if importlib.util.find_spec("accelerate") is None:
-            raise UserError(
-                f"the device {ALL_GPUS!r} needs accelerate: run `pip install 'symprune[embedded]'`"
-            )
         return
     try:
         torch.zeros(1, device=device).item()
@@ -50,3 +44,11 @@ def memory_of(device: torch.device | str) -> int:
         if torch.device(device).type == "cuda"
         else psutil.virtual_memory().total
     )
+
+
+def require_memory(needed: int, device: torch.device | str, what: str, way_out: str) -> None:
+    """Raise UserError if a device has fewer bytes free: what (a plural) needs them, and the way out."""
+    if needed > (free := free_memory(device)):
+        raise UserError(
+            f"{what} need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}: {way_out}"
+        )

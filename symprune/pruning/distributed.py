@@ -1,8 +1,6 @@
-"""Calibration over the ranks of torch.distributed: each runs the model on its share of the windows, all end
-with the same sums.
-"""
+"""Calibration over the ranks of torch.distributed: each has some of the windows, all end with one sum."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import torch
 import torch.distributed as dist
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from symprune.base.errors import UserError
 from symprune.base.types import Windows
-from symprune.methods.stats import LayerStats, Moments, StatsAccumulator, Sum, finish
+from symprune.methods.stats import LayerStats, LinearSums, Moments, Sum
 from symprune.pruning.calibrate import accumulate
 
 
@@ -26,30 +24,44 @@ def gather(
     rank, n_ranks = dist.get_rank(), dist.get_world_size()
     if len(windows) < n_ranks:
         raise UserError(f"{len(windows)} windows cannot be shared out to {n_ranks} ranks: raise n_calib")
-    return finish(all_reduce(accumulate(model, windows.tensor_split(n_ranks)[rank], uses, **options)))
+    return all_reduce(accumulate(model, windows.tensor_split(n_ranks)[rank], uses, **options)).finish()
 
 
-def all_reduce(sums: Mapping[str, StatsAccumulator]) -> dict[str, StatsAccumulator]:
-    """The sums over what all ranks have seen, on every rank; linears that share moments go on sharing them.
+def all_reduce(sums: LinearSums) -> LinearSums:
+    """The sums over what all ranks have seen, on every rank; linears that share a sum on all ranks share it.
 
     Sums are gathered and added with their rounding errors, in the order of the ranks; Gram matrices are
-    reduced in float64.
+    reduced in float64, in place.
     """
-    reduced: dict[int, Moments] = {}
-    result = {}
-    for name, held in sums.items():
-        m = held.moments
-        if id(m) not in reduced:
-            counts = _over_ranks(
-                torch.tensor([m.n_tokens, m.n_samples], dtype=torch.float64, device=m.total.device)
-            ).sum(dim=0)
-            if m.gram is not None:
-                dist.all_reduce(m.gram)
-            reduced[id(m)] = Moments(*map(int, counts.tolist()), _added(m.sums), m.gram)
-        whole = result[name] = StatsAccumulator(held.d_in, held.d_out, m.total.device)
-        whole.hold(reduced[id(m)], held.dtype)
-        whole.output_sq = None if held.output_sq is None else _added(held.output_sq)
-    return result
+    names = list(sums.shapes)
+    device = next(iter(sums.moments.values())).total.device if names else "cpu"
+    about = [
+        (names.index(group), name in sums.output_squares, sums.moments[group].dtype == torch.float64)
+        for name, group in sums.group_of.items()
+    ]
+    of_ranks = _over_ranks(torch.tensor(about, dtype=torch.int64, device=device))  # [ranks, linears, 3]
+    first: dict[tuple[int, ...], str] = {}  # the first linear of those that are in one group on every rank
+    reduced = LinearSums(sums.shapes, {}, {})
+    for name, groups, outputs, float64 in zip(names, *of_ranks.permute(2, 1, 0).tolist(), strict=True):
+        group = reduced.group_of[name] = first.setdefault(tuple(groups), name)
+        if group == name:
+            dtype = torch.float64 if all(float64) else torch.float32
+            reduced.moments[name] = _reduced(sums.moments[sums.group_of[name]], dtype)
+        if any(outputs):  # a rank none of whose tokens reached an expert has nothing to add
+            d_out, _ = sums.shapes[name]
+            nothing = Sum.of(torch.zeros(d_out, device=reduced.moments[group].total.device))
+            reduced.output_squares[name] = _added(sums.output_squares.get(name, nothing))
+    return reduced
+
+
+def _reduced(moments: Moments, dtype: torch.dtype) -> Moments:
+    counts = torch.tensor([moments.n_tokens, moments.n_samples], device=moments.total.device)
+    n_tokens, n_samples = _over_ranks(counts).sum(dim=0).tolist()
+    gram = moments.gram
+    if gram is not None:
+        gram = gram.clone()
+        dist.all_reduce(gram)
+    return Moments(n_tokens, n_samples, _added(moments.sums), gram, dtype)
 
 
 def _added(part: Sum) -> Sum:

@@ -1,57 +1,32 @@
-"""What is finished of a pruning run, kept in a folder decoder layer by decoder layer, so that a killed run
-continues.
-"""
+"""What is finished of a pruning run, kept in a folder layer by layer, so that a killed run continues."""
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 
 from symprune.base.errors import UserError
-from symprune.base.files import write_whole
+from symprune.base.files import short_sha256, write_whole
 from symprune.base.records import PROTOCOL
-from symprune.base.types import Mask
-from symprune.pruning.mask_files import read_packed, write_packed
-
-
-@dataclass(frozen=True)
-class PrunedLinear:
-    """What happened to one linear: its size, how many weights its mask keeps, what the refinement did (None:
-    not refined), on what.
-
-    n_tokens: the calibration tokens that reached it (None: the recipe uses no statistics).
-    """
-
-    name: str
-    d_out: int
-    d_in: int
-    kept: int
-    refined: dict | None = None
-    n_tokens: int | None = None
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction removed, counted on the mask: a weight that was zero before counts as kept if the mask
-        keeps it.
-        """
-        return 1 - self.kept / (self.d_out * self.d_in)
+from symprune.pruning.packed_masks import read_packed, write_packed
+from symprune.pruning.report import PrunedLayer, PrunedLinear
+from symprune.pruning.sources import Source
 
 
 class Journal:
-    """A work folder, open to one process at a time: `asked.json` says of which run, `layer_000.safetensors`
-    and on what is finished.
+    """A work folder, open to one process at a time, of the decoder layers that are finished.
 
-    asked: what the masks depend on, by the words in which a difference is told. Raises UserError, on
-    entering, if the folder is another run's, another process's, or holds anything else.
+    `asked.json` says what the run is, `layer_000.safetensors` and so on are its layers. question: what the
+    masks depend on, by the words in which a difference is told. Raises UserError, on entering, if the folder
+    is another run's, another process's, or holds anything else.
     """
 
-    def __init__(self, folder: Path, asked: Mapping[str, str]):
-        self.folder, self.asked = folder, {**asked, "protocol": str(PROTOCOL)}
+    def __init__(self, folder: Path, question: Mapping[str, str]):
+        self.folder, self.question = folder, {**question, "protocol": str(PROTOCOL)}
 
     def __enter__(self) -> "Journal":
         if self.folder.exists() and not self.folder.is_dir():
@@ -75,7 +50,7 @@ class Journal:
             if note.exists():
                 self._require_same(note)
             else:
-                write_whole(note, json.dumps(self.asked, indent=1) + "\n")
+                write_whole(note, json.dumps(self.question, indent=1) + "\n")
         except BaseException:
             self._lock.release()
             raise
@@ -84,10 +59,8 @@ class Journal:
     def __exit__(self, *_) -> None:
         self._lock.release()
 
-    def read(self, index: int) -> tuple[dict[str, Mask], list[PrunedLinear]] | None:
-        """The masks of decoder layer `index` and what is told of its linears; None if it is not finished, or
-        damaged.
-        """
+    def read(self, index: int) -> PrunedLayer | None:
+        """Decoder layer `index`; None if it is not finished, or its file damaged."""
         file = self._file(index)
         if not file.exists():
             return None
@@ -96,13 +69,12 @@ class Journal:
             linears = [PrunedLinear(**plain) for plain in about["linears"]]
         except (UserError, KeyError, TypeError):
             return None  # computed again, to the same bits
-        return (masks, linears) if about.get("layer") == index else None
+        return PrunedLayer(masks, linears) if about.get("layer") == index else None
 
-    def write(self, index: int, masks: Mapping[str, Mask], linears: list[PrunedLinear]) -> None:
+    def write(self, index: int, layer: PrunedLayer) -> None:
         """Record decoder layer `index` as finished: its file appears whole or not at all."""
-        write_packed(
-            self._file(index), masks, {"layer": index, "linears": [asdict(linear) for linear in linears]}
-        )
+        about = {"layer": index, "linears": [asdict(linear) for linear in layer.linears]}
+        write_packed(self._file(index), layer.masks, about)
 
     def _file(self, index: int) -> Path:
         return self.folder / f"layer_{index:03}.safetensors"
@@ -112,22 +84,42 @@ class Journal:
             noted = json.loads(note.read_text(encoding="utf-8"))
             differing = [
                 name
-                for name in sorted(noted.keys() | self.asked.keys())
-                if noted.get(name) != self.asked.get(name)
+                for name in sorted(noted.keys() | self.question.keys())
+                if noted.get(name) != self.question.get(name)
             ]
         except (ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{note} is damaged: choose another folder to work in") from error
         if differing:
             there = "; ".join(
-                f"{name}: {noted.get(name)} there, {self.asked.get(name)} now" for name in differing
+                f"{name}: {noted.get(name)} there, {self.question.get(name)} now" for name in differing
             )
             raise UserError(f"{self.folder} holds another run ({there}): choose another folder to work in")
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """The masks of one decoder layer after the other: from the journal, or made now and kept there."""
+
+    journal: Journal
+    make_masks: Callable[[int, Mapping[str, nn.Module]], PrunedLayer]
+    source: Source
+
+    def __call__(self, index: int, linears: Mapping[str, nn.Module]) -> PrunedLayer:
+        layer = self.journal.read(index)
+        if layer is None:
+            layer = self.make_masks(index, linears)
+            self.journal.write(index, layer)
+        else:
+            self.source.statistics(index, {})  # nothing to gather; what the next layer receives goes on
+        return layer
+
+
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes, dtypes and contents."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    """A hash of names, shapes, dtypes and contents."""
+
+    def parts() -> Iterator:
+        for name, tensor in tensors.items():
+            yield f"{name} {tuple(tensor.shape)} {tensor.dtype};"
+            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+    return short_sha256(parts())

@@ -1,21 +1,15 @@
 """Masks as an artefact: one bit per weight and the record they stand for, in one safetensors file."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from symprune.base.errors import UserError
-from symprune.base.files import write_whole
 from symprune.base.records import Record
 from symprune.base.types import Mask, Weight
 from symprune.methods.masks import NM, Unstructured, zero_removed
@@ -23,18 +17,15 @@ from symprune.methods.overlap import jaccard
 from symprune.methods.recipe import Recipe, pattern_label
 from symprune.models.layers import named_linears, weight_view
 from symprune.models.load import MASKS
-
-_HEADER = "symprune_masks"  # the one entry of the file's metadata
-_VERSION = 1
+from symprune.pruning.packed_masks import PackedMasks, kept_hash, read_packed
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """masks: by the linear's full name, True = kept; weights: a hash of the weights each mask keeps; record:
-    how they were made.
+    """The masks of a model by the full names of its linears, True = kept.
 
-    The weights' hash is the same before and after the masks are applied, and in every dtype that holds them
-    exactly.
+    weights: a hash of the weights that each mask keeps, the same before and after the masks are applied, and
+    in every dtype that holds these weights exactly. record: how the masks were made.
     """
 
     masks: dict[str, Mask]
@@ -44,9 +35,8 @@ class MaskFile:
     @property
     def sparsity(self) -> float:
         """The fraction of all weights that the masks remove."""
-        return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / sum(
-            mask.numel() for mask in self.masks.values()
-        )
+        n_weights = sum(mask.numel() for mask in self.masks.values())
+        return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / n_weights
 
     @property
     def pattern(self) -> Unstructured | NM | None:
@@ -59,10 +49,9 @@ class MaskFile:
 def save_masks(
     file: Path | str, masks: Mapping[str, Mask], model: nn.Module, record: Record | None = None
 ) -> None:
-    """Write the masks of `model`, pruned or not yet, at one bit per weight; the file appears whole or not at
-    all.
+    """Write the masks of `model`, pruned or not yet, at one bit per weight.
 
-    Raises UserError if a mask is not of this model, or if there is none.
+    The file appears whole or not at all. Raises UserError if a mask is not of this model, or there is none.
     """
     weights, packed = _weights(model, masks), PackedMasks()
     for name, mask in masks.items():
@@ -70,38 +59,8 @@ def save_masks(
     packed.save(file, record)
 
 
-class PackedMasks:
-    """The masks of a model at one bit per weight, added while each linear's weights are at hand and saved
-    together.
-    """
-
-    def __init__(self):
-        self._bits: dict[str, Tensor] = {}
-        self._widths: dict[str, int] = {}
-        self._hashes: dict[str, str] = {}
-
-    def add(self, name: str, weight: Weight, mask: Mask) -> None:
-        """The mask of one linear by its full name, with its weight, pruned or not yet."""
-        self._bits[name], self._widths[name], self._hashes[name] = (
-            _pack(mask),
-            mask.shape[1],
-            kept_hash(weight, mask),
-        )
-
-    def save(self, file: Path | str, record: Record | None = None) -> None:
-        """Write what was added, as `save_masks` does."""
-        _write(
-            Path(file),
-            self._bits,
-            self._widths,
-            {"weights": self._hashes, "record": record.to_dict() if record else None},
-        )
-
-
 def load_masks(file: Path | str) -> MaskFile:
-    """The masks in a file, or in the folder of a pruned model; raises UserError if it is damaged or no mask
-    file.
-    """
+    """The masks in a file, or in a pruned model's folder; raises UserError for a damaged or another file."""
     file = Path(file)
     file = file / MASKS if file.is_dir() else file
     masks, about = read_packed(file)
@@ -121,11 +80,11 @@ def load_masks(file: Path | str) -> MaskFile:
 
 @torch.no_grad()
 def apply_masks(model: nn.Module, found: MaskFile, other_weights: bool = False) -> list[str]:
-    """Set the weights that the masks remove to zero, in place; returns the linears whose kept weights are not
-    those of the pruned model.
+    """Set the weights that the masks remove to zero, in place.
 
-    Nothing is changed and UserError is raised if the linears are not the model's, or, unless other_weights (a
-    model fine-tuned or merged with an adapter since), if any kept weight differs.
+    Returns the linears whose kept weights are not those of the pruned model. other_weights: there may be such
+    (a model fine-tuned or merged with an adapter since). Raises UserError, before anything is changed, if the
+    linears are not the model's, or if a kept weight differs and may not.
     """
     weights = _weights(model, found.masks)
     differing = [
@@ -144,8 +103,7 @@ def apply_masks(model: nn.Module, found: MaskFile, other_weights: bool = False) 
 
 @torch.no_grad()
 def verify_masks(found: MaskFile, model: nn.Module | None = None, applied: bool = True) -> dict[str, Any]:
-    """Counts of the masks checked group by group against the pattern on record, and a model's weights against
-    the masks.
+    """Check masks group by group against the pattern on record, and a model's weights against the masks.
 
     applied: the model is pruned, so what the masks remove must be zero.
     Returns {linears, weights, sparsity, pattern, checked}. Raises UserError that names the first linear where
@@ -198,92 +156,6 @@ def diff_masks(a: MaskFile, b: MaskFile) -> dict[str, Any]:
             for n in a.masks
         },
     }
-
-
-def kept_hash(weight: Weight, mask: Mask) -> str:
-    """sha256 of the weights that a mask keeps, as float32, and of their places."""
-    kept = weight.float().masked_fill(~mask.to(weight.device), 0) + 0.0  # -0 and 0 are one number
-    return hashlib.sha256(kept.cpu().contiguous().numpy()).hexdigest()[:16]
-
-
-def write_packed(file: Path, masks: Mapping[str, Mask], about: dict) -> None:
-    """Write masks at one bit per weight, rows padded to whole bytes, with plain data about them and a
-    checksum of it all.
-    """
-    _write(
-        file,
-        {name: _pack(mask) for name, mask in masks.items()},
-        {name: mask.shape[1] for name, mask in masks.items()},
-        about,
-    )
-
-
-def _write(file: Path, packed: dict[str, Tensor], widths: dict[str, int], about: dict) -> None:
-    if not packed:
-        raise UserError("there are no masks to save: prune with keep_masks=True")
-    header = {"version": _VERSION, "widths": widths, **about}
-    text = json.dumps({**header, "checksum": _checksum(header, packed)})
-    write_whole(file, safetensors.torch.save(packed, {_HEADER: text}))
-
-
-def read_packed(file: Path) -> tuple[dict[str, Mask], dict]:
-    """The masks and the plain data of `write_packed`, in the order of the data; raises UserError for anything
-    else.
-    """
-    try:
-        with safetensors.safe_open(file, "pt") as stored:
-            header = json.loads((stored.metadata() or {})[_HEADER])
-            checksum, version, widths = header.pop("checksum"), header["version"], header["widths"]
-            if version != _VERSION:
-                raise ValueError(f"its version is {version}, not {_VERSION}")
-            if set(stored.keys()) != set(widths):
-                raise ValueError("it lacks masks that it names")
-            packed = {name: stored.get_tensor(name) for name in widths}
-        if checksum != _checksum(header, packed):
-            raise ValueError("its content is not what its checksum says")
-        masks = {name: _unpack(bits, widths[name]) for name, bits in packed.items()}
-        return masks, {name: value for name, value in header.items() if name not in ("version", "widths")}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{file} does not exist: give a mask file, or the folder of a pruned model"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except (
-        safetensors.SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        reason = "" if isinstance(error, KeyError) else f" ({error})"
-        raise UserError(
-            f"{file} is damaged, or no mask file{reason}: write it again with `symprune prune`"
-        ) from error
-
-
-def _pack(mask: Mask) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.packbits(mask.cpu().numpy(), axis=1)))
-
-
-def _unpack(bits: Tensor, width: int) -> Mask:
-    if (
-        bits.dtype != torch.uint8
-        or bits.dim() != 2
-        or type(width) is not int
-        or width < 1
-        or bits.shape[1] != math.ceil(width / 8)
-    ):
-        raise ValueError("a mask's size is not what its width says")
-    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=width).view(np.bool_))
-
-
-def _checksum(header: dict, packed: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(packed):
-        digest.update(packed[name].numpy())
-    return digest.hexdigest()[:16]
 
 
 def _weights(model: nn.Module, masks: Mapping[str, Mask]) -> dict[str, Weight]:

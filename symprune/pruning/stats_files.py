@@ -1,5 +1,4 @@
-"""Sums of a calibration in files: read again for other recipes, and merged with those of other windows,
-whoever holds the text.
+"""Sums of a calibration in files: read again for other recipes, merged with those of other windows.
 
 What a file reveals, and all that a client of a joint calibration hands on: the weights it was gathered with
 (a hash), the number of windows and tokens, a hash of the windows, and for each linear the sums over all
@@ -9,7 +8,6 @@ But a hash tells whether a guessed text was used; sums over few tokens say much 
 matrices span the inputs where tokens are fewer than channels: calibrate on many windows.
 """
 
-import hashlib
 import inspect
 import json
 import os
@@ -25,11 +23,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from symprune import models
 from symprune.base.errors import UserError
+from symprune.base.files import short_sha256
 from symprune.methods import stats
-from symprune.methods.stats import LayerStats, Moments, StatsAccumulator, Sum, finish, merged
-from symprune.pruning import calibrate
+from symprune.methods.stats import LayerStats, LinearSums, Moments, Sum
+from symprune.models import experts, layers
+from symprune.models.devices import device_type
+from symprune.models.load import DTYPES
+from symprune.pruning import calibrate, runner
 
 OPTIONAL = frozenset({"output_norm", "gram"})  # the statistics that are gathered only if asked for
 CACHE_BYTES = 4 * 2**30  # what `remembered` keeps: the files used last
@@ -39,21 +40,20 @@ _HEADER = "symprune_sums"  # the one entry of a file's metadata
 
 @dataclass(frozen=True)
 class Calibration:
-    """The sums of every linear by its full name, what they were gathered with (`asked`), and on which windows
-    (`parts`).
+    """The sums of linears by their full names, what they were gathered with (`asked`), and on what (`parts`).
 
     Each part is {"windows": hash, "n_windows"}, and for a shard {"shard": "2/4", "of": hash of all windows}
     besides.
     """
 
-    sums: Mapping[str, StatsAccumulator]
+    sums: LinearSums
     asked: Mapping[str, Any]
     parts: Sequence[Mapping[str, Any]]
 
     @property
     def statistics(self) -> dict[str, LayerStats]:
         """What scores and refinements read."""
-        return finish(self.sums)
+        return self.sums.finish()
 
     @property
     def missing_shards(self) -> list[str]:
@@ -76,14 +76,15 @@ def asked(
     output_side: str = "activations",
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    """What sums depend on beside their windows: only those of equal answers may be merged. weights: the
-    model's fingerprint.
+    """What sums depend on beside their windows: only sums that agree in all of it may be merged.
+
+    weights: the model's fingerprint.
     """
     gathered = sorted(uses & OPTIONAL)
     question = {
         "weights": weights,
         "dtype": dtype,
-        "device": models.device_type(device),
+        "device": device_type(device),
         "seq_len": seq_len,
         "gathered": gathered,
     }
@@ -92,11 +93,11 @@ def asked(
 
 
 def merge(calibrations: Sequence[Calibration]) -> Calibration:
-    """One calibration on the windows of all, whatever their order; the same bits as if it had been gathered
-    in one go, see `stats.Sum`.
+    """One calibration on the windows of all, whatever their order.
 
-    For this the batches of windows must be the same: a batch size of 1, or one that divides the shards.
-    Raises UserError if the parts were not gathered alike, or if one is given twice.
+    It has the bits of one that was gathered in one go, see `stats.Sum`, if the batches of windows are the
+    same: a batch size of 1, or one that divides the shards. Raises UserError if the parts were not gathered
+    alike, or if one is given twice.
     """
     first, *others = sorted(
         calibrations, key=lambda calibration: json.dumps(list(map(dict, calibration.parts)), sort_keys=True)
@@ -111,32 +112,26 @@ def merge(calibrations: Sequence[Calibration]) -> Calibration:
         if twice := {part["windows"] for part in first.parts} & {part["windows"] for part in other.parts}:
             raise UserError(f"the windows {min(twice)} are in two of the files: they would count twice")
         parts = sorted([*first.parts, *other.parts], key=lambda part: part["windows"])
-        first = Calibration(merged(first.sums, other.sums), first.asked, parts)
+        first = Calibration(first.sums.merge(other.sums), first.asked, parts)
     return first
 
 
 def save(file: Path | str, calibration: Calibration) -> None:
-    """Write the sums: to the side, then renamed, so that a reader sees a whole file or none. Shared sums are
-    written once.
-    """
-    file = Path(file)
+    """Write the sums, those of a group once; a reader sees a whole file or none."""
+    file, sums = Path(file), calibration.sums
     tensors: dict[str, Tensor] = {}
     linears: dict[str, dict] = {}
-    first_with: dict[int, str] = {}
-    for name, held in calibration.sums.items():
-        owner = first_with.setdefault(id(held.moments), name)
-        linears[name] = {
-            "inputs": owner,
-            "d_out": held.d_out,
-            "dtype": str(held.dtype).removeprefix("torch."),
-        }
-        if owner == name:
-            linears[name] |= {"n_tokens": held.moments.n_tokens, "n_samples": held.moments.n_samples}
-            tensors[f"{name}.inputs"] = _stacked(held.moments.sums)
-            if held.moments.gram is not None:
-                tensors[f"{name}.gram"] = held.moments.gram.cpu()
-        if held.output_sq is not None:
-            tensors[f"{name}.outputs"] = _stacked(held.output_sq)
+    for name, group in sums.group_of.items():
+        moments, (d_out, _) = sums.moments[group], sums.shapes[name]
+        dtype = str(moments.dtype).removeprefix("torch.")
+        linears[name] = {"inputs": group, "d_out": d_out, "dtype": dtype}
+        if group == name:
+            linears[name] |= {"n_tokens": moments.n_tokens, "n_samples": moments.n_samples}
+            tensors[f"{name}.inputs"] = _stacked(moments.sums)
+            if moments.gram is not None:
+                tensors[f"{name}.gram"] = moments.gram.cpu()
+        if name in sums.output_squares:
+            tensors[f"{name}.outputs"] = _stacked(sums.output_squares[name])
     header = {
         "asked": dict(calibration.asked),
         "parts": list(map(dict, calibration.parts)),
@@ -149,9 +144,7 @@ def save(file: Path | str, calibration: Calibration) -> None:
 
 
 def load(file: Path | str) -> Calibration:
-    """The calibration that `save` wrote, to the bit; raises UserError if the file is damaged or something
-    else.
-    """
+    """The calibration that `save` wrote, to the bit; raises UserError for a damaged file, or any other."""
     try:
         with safetensors.safe_open(file, "pt") as stored:
             header = json.loads((stored.metadata() or {})[_HEADER])
@@ -181,16 +174,14 @@ def remembered(
     folder: Path,
     question: Mapping[str, Any],
     windows: str,
-    gather: Callable[[], Mapping[str, StatsAccumulator]],
+    gather: Callable[[], LinearSums],
 ) -> dict[str, LayerStats]:
-    """The statistics of these windows (their hash), read from the folder, or gathered now and kept there for
-    the next process.
+    """The statistics of these windows (their hash), read from the folder, or gathered now and kept there.
 
     The folder holds `CACHE_BYTES` at most: what was used last. A damaged file is gathered again, with a
     warning; a folder that cannot be written to only costs time.
     """
-    key = hashlib.sha256(json.dumps([question, windows], sort_keys=True).encode()).hexdigest()[:16]
-    file = folder / f"{key}.safetensors"
+    file = folder / f"{short_sha256([json.dumps([question, windows], sort_keys=True)])}.safetensors"
     if file.exists():
         try:
             found = load(file)
@@ -202,13 +193,13 @@ def remembered(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save(file, Calibration(sums, question, [{"windows": windows}]))
-        _forget(folder)
+        _evict_oldest(folder)
     except OSError as error:
         warnings.warn(f"statistics are not kept for the next run: {error}", stacklevel=2)
-    return finish(sums)
+    return sums.finish()
 
 
-def _forget(folder: Path) -> None:
+def _evict_oldest(folder: Path) -> None:
     """Remove the files used longest ago until the rest fits."""
     left = CACHE_BYTES
     for file in sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
@@ -217,22 +208,18 @@ def _forget(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _sums(linears: dict[str, dict], tensors: dict[str, Tensor]) -> dict[str, StatsAccumulator]:
-    moments: dict[str, Moments] = {}
-    sums = {}
+def _sums(linears: dict[str, dict], tensors: dict[str, Tensor]) -> LinearSums:
+    sums = LinearSums({}, {}, {})
     for name, about in linears.items():
-        owner = about["inputs"]
-        if owner not in moments:
-            of = linears[owner]
-            moments[owner] = Moments(
-                of["n_tokens"],
-                of["n_samples"],
-                Sum(*tensors[f"{owner}.inputs"]),
-                tensors.get(f"{owner}.gram"),
-            )
-        held = sums[name] = StatsAccumulator(tensors[f"{owner}.inputs"].shape[-1], about["d_out"])
-        held.moments, held.dtype = moments[owner], models.DTYPES[about["dtype"]]
-        held.output_sq = Sum(*tensors[f"{name}.outputs"]) if f"{name}.outputs" in tensors else None
+        group = about["inputs"]
+        if group == name:
+            high_low, counts = tensors[f"{name}.inputs"], (about["n_tokens"], about["n_samples"])
+            dtype = DTYPES[about["dtype"]]
+            sums.moments[name] = Moments(*counts, Sum(*high_low), tensors.get(f"{name}.gram"), dtype)
+        sums.group_of[name] = group
+        sums.shapes[name] = about["d_out"], tensors[f"{group}.inputs"].shape[-1]
+        if f"{name}.outputs" in tensors:
+            sums.output_squares[name] = Sum(*tensors[f"{name}.outputs"])
     return sums
 
 
@@ -241,16 +228,10 @@ def _stacked(sums: Sum) -> Tensor:
 
 
 def _checksum(header: dict, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy())
-    return digest.hexdigest()[:16]
+    parts = [part for name in sorted(tensors) for part in (name, tensors[name].contiguous().numpy())]
+    return short_sha256([json.dumps(header, sort_keys=True), *parts])
 
 
 def _code() -> str:
     """A hash of the code that gathers: sums of another version of it are not these."""
-    digest = hashlib.sha256()
-    for module in (calibrate, models, stats):
-        digest.update(inspect.getsource(module).encode())
-    return digest.hexdigest()[:16]
+    return short_sha256(map(inspect.getsource, (calibrate, runner, stats, layers, experts)))

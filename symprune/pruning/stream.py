@@ -1,289 +1,148 @@
-"""Prune a checkpoint larger than memory: one decoder layer's weights at a time, from safetensors files into
-safetensors files.
-"""
+"""Prune a checkpoint larger than memory, one decoder layer at a time, from safetensors files into others."""
 
 import contextlib
 import ctypes
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence
+import time
+from collections.abc import Iterator, MutableSequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from symprune.base.errors import UserError, unknown
+from symprune.base.errors import UserError
 from symprune.base.files import require_disk, require_free, whole_folder
-from symprune.base.types import Windows
+from symprune.base.progress import track
 from symprune.methods.recipe import Recipe
-from symprune.methods.stats import LayerStats
 from symprune.models.devices import ALL_GPUS, memory_of
-from symprune.models.layers import decoder_layers
-from symprune.models.load import DTYPES, locate, quiet_transformers, weight_files
-from symprune.pruning.calibrate import LayerRunner
-from symprune.pruning.cost import Cost, Plan, Shape, batch_size_of, plan
-from symprune.pruning.mask_files import PackedMasks
-from symprune.pruning.prune import PruneReport, check_weights, prune
+from symprune.models.layers import linears_by_layer, named_linears, weight_view
+from symprune.models.load import DTYPES, locate
+from symprune.pruning.checkpoint import Checkpoint, Writer, skeleton
+from symprune.pruning.cost import Cost, Shape, batch_size_of, plan
+from symprune.pruning.packed_masks import PackedMasks
+from symprune.pruning.prune import MasksFromStatistics, check_layers, check_weights, prune_layers
+from symprune.pruning.report import PrunedLinear, PruneReport
+from symprune.pruning.sources import Calibration, Source, Timed, source_of, windows_of
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Streaming:
+    """How a checkpoint is streamed.
+
+    device: on a GPU the layers arrive one by one. batch_size: see `symprune.pruning.cost`. memory: bytes that
+    the process may take (None: what is free); hidden states go to disk if they do not fit.
+    """
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    batch_size: int | str = 1
+    memory: int | None = None
+    keep_masks: bool = False
+
+
 def prune_checkpoint(
     name: str,
     out: Path | str,
-    calibration: Windows | Mapping[str, LayerStats] | None,
+    calibration: Calibration,
     recipe: Recipe,
     propagate: str = "pruned",
-    *,
-    dtype: str = "float32",
-    device: str = "cpu",
-    batch_size: int | str = 1,
-    memory: int | None = None,
-    masks: PackedMasks | None = None,
-    planned: Callable[[Plan], None] = lambda plan: None,
-    finishing: Callable[[Path, PruneReport], None] = lambda folder, report: None,
-    progress: bool = False,
+    how: Streaming = Streaming(),
 ) -> PruneReport:
-    """Prune the model called `name` into the folder `out`, to the same bits as `symprune.pruning.prune` in
-    memory, layer by layer.
+    """Prune the model called `name` into the folder `out`, to the same bits as `prune` in memory.
 
-    memory: bytes that the process may take; hidden states go to disk, beside `out`, if they do not fit.
-    masks: takes the masks. planned: is told the predicted memory, disk and time before anything starts.
-    finishing: may add files to the folder, which appears whole or not at all. device: on a GPU the layers
-    arrive one by one. Raises UserError as `prune` does, for a checkpoint whose tensors are not named as the
-    model's, too little memory or too little disk.
+    Raises UserError as `StreamedRun` does.
     """
-    out, folder = Path(out), locate(name)
-    if device == ALL_GPUS:
-        raise UserError("streaming keeps one decoder layer in memory, on one device: take cpu or cuda")
-    model = skeleton(folder, dtype)
-    shape, itemsize = Shape.of(model), DTYPES[dtype].itemsize
-    checkpoint = Checkpoint(folder, model, dtype, device)
-    windows = calibration if isinstance(calibration, Tensor) and recipe.uses else None
-    if windows is not None:
-        room = (memory_of(device) if memory is None else memory) - shape.layer * itemsize
-        batch_size = batch_size_of(batch_size, model, windows, device=device, room=room)
-    passes = 0 if windows is None else 2 if propagate == "pruned" else 1
-    sizes = (0, 0) if windows is None else windows.shape
-    cost = Cost(shape, *sizes, itemsize, batch_size, passes, "gram" in recipe.uses, masks is not None)
-    how = plan(cost, memory, DTYPES[dtype], device)
-    planned(how)
-    _give_back_memory_at_once()
-    require_free(out, "folder")
-    require_disk(out, how.disk)
-    with whole_folder(out) as path:
-        given = calibration
+    with StreamedRun(name, calibration, recipe, propagate, how).into(out) as (_, report):
+        return report
+
+
+class StreamedRun:
+    """A model that is going to be pruned layer by layer: `plan` says what that takes, `into` does it, once.
+
+    masks: the masks, once the run is over, if `how` keeps them; report.masks stays empty. Raises UserError as
+    `prune` does, for a checkpoint whose tensors are not named as the model's, and for too little memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        calibration: Calibration,
+        recipe: Recipe,
+        propagate: str = "pruned",
+        how: Streaming = Streaming(),
+    ):
+        if how.device == ALL_GPUS:
+            raise UserError("streaming keeps one decoder layer in memory, on one device: take cpu or cuda")
+        self._folder, self._recipe, self._propagate = locate(name), recipe, propagate
+        self._calibration = calibration
+        self.model = skeleton(self._folder, how.dtype)
+        self._layers = linears_by_layer(self.model)
+        check_layers(self._layers, calibration, recipe, propagate)
+        self._checkpoint = Checkpoint(self._folder, self.model, how.dtype, how.device)
+        self.masks = PackedMasks() if how.keep_masks else None
+
+        shape, itemsize = Shape.of(self.model), DTYPES[how.dtype].itemsize
+        windows, self._batch_size, passes = windows_of(calibration, recipe), how.batch_size, 0
         if windows is not None:
-            spilled = path.with_name(f"{out.name}.hidden")
-            spilled.mkdir()
-            with checkpoint.entrance():
-                given = LayerRunner(model, windows, batch_size, OnDisk(spilled) if how.spill else None)
-        writer = Writer(path)
-        visit = checkpoint.visiting(writer)
-        report = prune(
-            model, given, recipe, propagate, visit=visit, masked=masks and masks.add, progress=progress
-        )
-        checkpoint.copy_outside(writer, at_most=cost.layer)
-        writer.finish(model, folder)
-        finishing(path, report)
-    return report
-
-
-def skeleton(folder: Path, dtype: str = "float32") -> nn.Module:
-    """The model of a folder with every parameter on the meta device, and with the buffers that no checkpoint
-    holds.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-
-    def onto_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta:  # as it is, for it may be tied
-            return None
-        return nn.Parameter(parameter.to("meta"), requires_grad=False)
-
-    handle = register_module_parameter_registration_hook(onto_meta)
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(
-            f"cannot build a causal language model from {folder / 'config.json'}:"
-            f" {str(error).splitlines()[0]}"
-        ) from error
-    finally:
-        handle.remove()
-
-
-class Checkpoint:
-    """The tensors of a model's folder, by their names in the model; those of its modules come and go."""
-
-    def __init__(self, folder: Path, model: nn.Module, dtype: str, device: str):
-        self.model, self._dtype, self._device = model, DTYPES[dtype], device
-        self._file_of = {key: file for file in weight_files(folder) for key in _keys(file)}
-        prefixes = {module: name for name, module in model.named_modules()}
-        self._layers = decoder_layers(model)
-        self._prefix = [f"{prefixes[layer]}." for layer in self._layers]
-        state = model.state_dict()
-        tied = _tied(model)
-        self._key_of = {name: key for name in state if (key := self._find(name)) is not None}
-        head = next(
-            (
-                name
-                for name, p in model.named_parameters()
-                if p is getattr(model.get_output_embeddings(), "weight", None)
-            ),
-            None,
-        )
-        if head is not None and head not in self._key_of:  # some families call it otherwise in their files
-            unclaimed = self._file_of.keys() - self._key_of.values()
-            for key in unclaimed:
-                if self._shape(key) == tuple(state[head].shape):
-                    self._key_of[head] = key
-        if absent := [name for name in state if name not in self._key_of and name not in tied]:
-            raise UserError(
-                f"{folder} holds no tensor named {absent[0]}: it is incomplete, or of a family that only"
-                " loads whole"
+            passes = 2 if propagate == "pruned" else 1
+            room = (memory_of(how.device) if how.memory is None else how.memory) - shape.layer * itemsize
+            self._batch_size = batch_size_of(
+                how.batch_size, self.model, windows, device=how.device, room=room
             )
-        inside = tuple(self._prefix)
-        self._outside = [name for name in self._key_of if not name.startswith(inside)]
-        self._loaded: set[int] = set()
+        sizes = (0, 0) if windows is None else windows.shape
+        gram = "gram" in recipe.uses
+        cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, gram, how.keep_masks)
+        self.plan = plan(cost, how.memory, DTYPES[how.dtype], how.device)
 
     @contextlib.contextmanager
-    def entrance(self) -> Iterator[None]:
-        """Inside, everything that hidden states pass before the decoder layers is in memory, and the first of
-        these.
+    def into(self, out: Path | str) -> Iterator[tuple[Path, PruneReport]]:
+        """Prune into the folder `out`, which appears, whole, when the block ends.
+
+        Inside, the model is pruned: files may be added to the folder that is given, beside its own. Raises
+        UserError for a folder that exists, and for too little disk.
         """
-        head = self.model.get_output_embeddings()
-        apart = (
-            set()
-            if head is None
-            else {f"{name}.weight" for name, module in self.model.named_modules() if module is head}
-        )
-        embedding = self.model.get_input_embeddings().weight
-        names = [n for n in self._outside if n not in apart or self.model.get_parameter(n) is embedding]
-        state = self.model.state_dict(keep_vars=True)
-        before = {name: state[name] for name in names}
-        for name in before:
-            _put(self.model, name, self._read(name))
-        self._load(0)
-        yield
-        for name, tensor in before.items():
-            _put(self.model, name, tensor)
+        out = Path(out)
+        _give_back_memory_at_once()
+        require_free(out, "folder")
+        require_disk(out, self.plan.disk)
+        with whole_folder(out) as folder:
+            yield folder, self._run(folder)
 
-    def visiting(
-        self, writer: "Writer"
-    ) -> Callable[[Iterable[dict[str, nn.Module]]], Iterator[dict[str, nn.Module]]]:
-        """What `prune` goes through the decoder layers by: each is read, worked on, written, and dropped."""
+    @torch.no_grad()
+    def _run(self, folder: Path) -> PruneReport:
+        start, checkpoint, writer = time.perf_counter(), self._checkpoint, Writer(folder)
+        source = Timed(lambda: self._source(folder.with_name(f"{folder.name}.hidden")))
+        layers = checkpoint.through_memory(track(self._layers, "pruning"), writer)
+        make_masks = MasksFromStatistics(source, self._recipe)
+        linears = named_linears(self.model)
+        done: list[PrunedLinear] = []
+        for layer in prune_layers(map(_checked, layers), make_masks, source):
+            done += layer.linears
+            for name, mask in layer.masks.items() if self.masks is not None else ():
+                self.masks.add(name, weight_view(linears[name]), mask)
+        checkpoint.copy_outside(writer, at_most=self.plan.cost.layer)
+        writer.finish(self.model, self._folder)
+        return PruneReport(self._recipe, self._propagate, done, source.stages(since=start))
 
-        def visit(layers: Iterable[dict[str, nn.Module]]) -> Iterator[dict[str, nn.Module]]:
-            for index, linears in enumerate(layers):
-                self._load(index)
-                check_weights(linears)
-                yield linears
-                writer.write(
-                    {
-                        f"{self._prefix[index]}{name}": tensor
-                        for name, tensor in self._layers[index].state_dict().items()
-                    }
-                )
-                self._layers[index].to("meta")
-
-        return visit
-
-    def copy_outside(self, writer: "Writer", at_most: int) -> None:
-        """What lies outside the decoder layers, file by file of at most so many bytes (or one tensor)."""
-        held: dict[str, Tensor] = {}
-        for name in self._outside:
-            tensor = self._read(name)
-            if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > at_most:
-                writer.write(held)
-                held = {}
-            held[name] = tensor
-        if held:
-            writer.write(held)
-
-    def _load(self, index: int) -> None:
-        if index in self._loaded:
-            return
-        layer, prefix = self._layers[index], self._prefix[index]
-        layer.load_state_dict(
-            {name: self._read(f"{prefix}{name}") for name in layer.state_dict()}, assign=True
-        )
-        layer.to(self._device)  # buffers that no checkpoint holds
-        self._loaded.add(index)
-
-    def _read(self, name: str) -> Tensor:
-        """A copy: the mapped file is closed again at once, so that its pages do not count as this process's
-        memory.
-        """
-        key = self._key_of[name]
-        with safetensors.safe_open(self._file_of[key], "pt") as file:
-            tensor = file.get_tensor(key)
-            return tensor.to(
-                self._device, self._dtype if tensor.is_floating_point() else tensor.dtype, copy=True
-            )
-
-    def _shape(self, key: str) -> tuple[int, ...]:
-        with safetensors.safe_open(self._file_of[key], "pt") as file:
-            return tuple(file.get_slice(key).get_shape())
-
-    def _find(self, name: str) -> str | None:
-        """The name in the files: some were written from the model without its head."""
-        prefix = f"{self.model.base_model_prefix}."
-        return next(
-            (key for key in (name, name.removeprefix(prefix), prefix + name) if key in self._file_of), None
-        )
+    def _source(self, spilled: Path) -> Source:
+        how = self._calibration, self._recipe, self._propagate, self._batch_size
+        if windows_of(self._calibration, self._recipe) is None:
+            return source_of(self.model, *how)
+        with self._checkpoint.entrance():
+            return source_of(self.model, *how, hidden=OnDisk(spilled) if self.plan.spill else None)
 
 
-class Writer:
-    """Writes safetensors files with an index, as transformers reads them."""
-
-    def __init__(self, folder: Path):
-        self.folder, self._index, self._bytes, self._n = folder, {}, 0, 0
-        folder.mkdir()
-
-    def write(self, tensors: dict[str, Tensor]) -> None:
-        """One file more."""
-        self._n += 1
-        file = f"model-{self._n:05d}.safetensors"
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            self.folder / file,
-            {"format": "pt"},
-        )
-        self._index |= dict.fromkeys(tensors, file)
-        self._bytes += sum(tensor.nbytes for tensor in tensors.values())
-
-    def finish(self, model: nn.Module, source: Path) -> None:
-        """The index, named as transformers names the files of a model in several, and the model's configs."""
-        for number in range(1, self._n + 1):
-            os.rename(
-                self.folder / f"model-{number:05d}.safetensors",
-                self.folder / f"model-{number:05d}-of-{self._n:05d}.safetensors",
-            )
-        weight_map = {
-            name: f"{file.removesuffix('.safetensors')}-of-{self._n:05d}.safetensors"
-            for name, file in self._index.items()
-        }
-        index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(self.folder)
-        if (source / "generation_config.json").is_file():
-            shutil.copy(source / "generation_config.json", self.folder)
+def _checked(linears: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    check_weights(linears)
+    return linears
 
 
 class OnDisk(MutableSequence):
     """A list of tensors in files of a folder, read whole when asked for: none of them stays in memory."""
 
     def __init__(self, folder: Path):
+        folder.mkdir(exist_ok=True)
         self._folder = folder
         self._about: list[tuple[torch.Size, torch.dtype, torch.device]] = []
 
@@ -317,37 +176,10 @@ class OnDisk(MutableSequence):
 
 
 def _give_back_memory_at_once() -> None:
-    """glibc would keep freed tensors of up to 32 MiB in its heap, up to twice what is predicted; costs a
-    tenth of the time, for good.
+    """Free tensors at once: glibc would keep those of up to 32 MiB, in all up to twice what is predicted.
+
+    It holds for the whole process from now on, and costs a tenth of the time.
     """
     with contextlib.suppress(OSError, AttributeError):
         m_mmap_threshold = -3
         ctypes.CDLL("libc.so.6").mallopt(m_mmap_threshold, 2**20)
-
-
-def _keys(file: Path) -> list[str]:
-    try:
-        with safetensors.safe_open(file, "pt") as opened:
-            return list(opened.keys())
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file: fetch it again") from error
-
-
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """A tensor into its place, and into every other module that is tied to what was there."""
-    before = model.state_dict(keep_vars=True)[name]
-    for module in model.modules():
-        for own in (module._parameters, module._buffers):
-            for leaf, held in own.items():
-                if held is before:
-                    own[leaf] = (
-                        nn.Parameter(tensor, requires_grad=False)
-                        if isinstance(held, nn.Parameter)
-                        else tensor
-                    )
-
-
-def _tied(model: nn.Module) -> set[str]:
-    """Names of parameters that share their tensor with one named before."""
-    first = dict(model.named_parameters())
-    return {name for name, _ in model.named_parameters(remove_duplicate=False) if name not in first}

@@ -23,7 +23,9 @@ import torch
 
 from symprune.base import paths
 from symprune.base.errors import UserError, unknown
+from symprune.base.files import short_sha256
 from symprune.base.types import Windows
+from symprune.models.devices import require_memory
 
 SPLITS = ("calibration", "validation", "evaluation")
 
@@ -72,7 +74,8 @@ def calibration_windows(
     long enough, or memory no so many windows.
     """
     _require_positive(n_calib=n_calib, seq_len=seq_len)
-    _require_memory(n_calib, seq_len)
+    what = f"{n_calib} windows of {seq_len}"
+    require_memory(16 * n_calib * seq_len, "cpu", what, "lower n_calib")  # as a list, then as a tensor
     if corpus == "random":
         ordinary = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
         return ordinary[
@@ -143,7 +146,7 @@ def adds_bos(tokenizer) -> bool:
 
 def digest(windows: Windows) -> str:
     """sha256 of the token ids: what a record says it was calibrated or evaluated on."""
-    return hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16]
+    return short_sha256([windows.numpy().tobytes()])
 
 
 def documents(corpus: str, split: str) -> list[str]:
@@ -191,7 +194,7 @@ def embedded_articles() -> dict[str, str]:
     """
     dump = _gensim_file("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2")
     # The key holds the dump and the rule, so a change of either is a new extraction.
-    key = hashlib.sha256(dump.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
+    key = short_sha256([dump.read_bytes(), Path(__file__).read_bytes()])
     cached = paths.cache() / f"wikipedia-{key}.json"
     if not cached.is_file():
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -320,17 +323,6 @@ def _file_texts(file: Path) -> list[str]:
         raise UserError(
             f"{file} is neither UTF-8 text (.txt) nor JSON lines with a 'text' field (.jsonl)"
         ) from error
-
-
-def _require_memory(n_windows: int, seq_len: int) -> None:
-    import psutil
-
-    needed, free = 16 * n_windows * seq_len, psutil.virtual_memory().available  # as a list, then as a tensor
-    if needed > free:
-        raise UserError(
-            f"{n_windows} windows of {seq_len} need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f}"
-            " GiB are free: lower n_calib"
-        )
 
 
 def _require_positive(**numbers: int) -> None:

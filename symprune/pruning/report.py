@@ -1,0 +1,103 @@
+"""What pruning tells of a linear, of a decoder layer, and of the whole model."""
+
+from dataclasses import dataclass, field
+
+from symprune.base.types import Mask
+from symprune.methods.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PrunedLinear:
+    """What happened to one linear: its size, and how many of its weights the mask keeps.
+
+    refined: what the refinement did (None: not refined). n_tokens: the calibration tokens that reached the
+    linear (None: the recipe uses no statistics).
+    """
+
+    name: str
+    d_out: int
+    d_in: int
+    kept: int
+    refined: dict | None = None
+    n_tokens: int | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction removed, counted on the mask: a zero that the mask keeps counts as kept."""
+        return 1 - self.kept / (self.d_out * self.d_in)
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """The masks of one decoder layer by the full names of its linears, and what is told of each linear."""
+
+    masks: dict[str, Mask]
+    linears: list[PrunedLinear]
+
+
+@dataclass(frozen=True, repr=False)
+class PruneReport:
+    """What `prune` did, linear by linear; shows itself as a table in Jupyter."""
+
+    recipe: Recipe
+    propagate: str
+    linears: list[PrunedLinear]
+    seconds: dict[str, float]  # by stage: calibrate, prune
+    masks: dict[str, Mask] = field(default_factory=dict)  # only if asked for
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of all prunable weights that the masks remove."""
+        n_weights = sum(linear.d_out * linear.d_in for linear in self.linears)
+        return 1 - sum(linear.kept for linear in self.linears) / n_weights
+
+    @property
+    def unreached(self) -> list[str]:
+        """Linears that no calibration token reached (experts never chosen).
+
+        They were scored as if all their inputs were equal, and not refined.
+        """
+        return [linear.name for linear in self.linears if linear.n_tokens == 0]
+
+    def frame(self):
+        """One row per linear (pandas)."""
+        import pandas as pd
+
+        rows = [
+            {"linear": x.name, "d_out": x.d_out, "d_in": x.d_in, "kept": x.kept, "sparsity": x.sparsity}
+            for x in self.linears
+        ]
+        refined = pd.DataFrame([linear.refined or {} for linear in self.linears])
+        return pd.concat([pd.DataFrame(rows), refined], axis=1).set_index("linear")
+
+    def plot(self):
+        """Sparsity of every linear along the depth of the model (matplotlib figure)."""
+        import matplotlib.pyplot as plt
+
+        fig, ax = plt.subplots(figsize=(6, 2.5), layout="constrained")
+        kinds: dict[str, list[float]] = {}
+        for linear in self.linears:
+            kinds.setdefault(linear.name.rsplit(".", 1)[-1], []).append(linear.sparsity)
+        for kind, sparsities in kinds.items():
+            ax.plot(sparsities, marker=".", label=kind)
+        ax.set(xlabel="decoder layer", ylabel="sparsity", ylim=(0, 1), title=self.recipe.label)
+        ax.legend(ncols=4, fontsize="x-small")
+        plt.close(fig)  # shown once, as the value of a cell
+        return fig
+
+    def __repr__(self) -> str:
+        unreached = f"; {len(self.unreached)} of them saw no calibration token" if self.unreached else ""
+        return (
+            f"{self.recipe.label}: {self.sparsity:.2%} of the weights of {len(self.linears)} linears"
+            f" removed{unreached}"
+        )
+
+    def _repr_html_(self) -> str:
+        kinds = self.frame().groupby(lambda name: name.rsplit(".", 1)[-1], sort=False)
+        summary = kinds.agg(
+            linears=("kept", "size"), kept=("kept", "sum"), sparsity=("sparsity", "mean")
+        ).rename_axis("kind")
+        return (
+            f"<p><b>{self.recipe.label}</b>: {self.sparsity:.2%} of the weights removed, propagate ="
+            f" {self.propagate}</p>" + (summary.to_html(float_format="{:.4f}".format))
+        )

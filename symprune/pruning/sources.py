@@ -1,0 +1,133 @@
+"""Where the loop over decoder layers has its statistics from: windows, earlier statistics, or nowhere.
+
+Each source has `statistics(index, linears)`, the statistics of the linears of decoder layer `index` by full
+name, and `advance(index)`, which is called when that layer is pruned.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, MutableSequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from symprune.base.types import Windows
+from symprune.methods.recipe import Recipe
+from symprune.methods.stats import LayerStats
+from symprune.pruning.calibrate import collecting
+from symprune.pruning.runner import LayerRunner
+
+Calibration = Windows | Mapping[str, LayerStats] | None  # what people give
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What the loop asks of a calibration."""
+
+    def statistics(self, index: int, linears: Mapping[str, nn.Module]) -> dict[str, LayerStats | None]: ...
+
+    def advance(self, index: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class FromWindows:
+    """Statistics of windows that run through the model, each decoder layer after the ones before it."""
+
+    runner: LayerRunner
+    uses: Collection[str]
+    propagate: str
+
+    def statistics(self, index: int, linears: Mapping[str, nn.Module]) -> dict[str, LayerStats | None]:
+        """From one pass over the layer; of no linears (in a layer that is finished already) none."""
+        dense = self.propagate == "dense"
+        if not dense and not linears:
+            return {}
+        with collecting(linears, self.uses) as sums:
+            self.runner.run(index, keep=dense)  # the dense layer's outputs are what the next one receives
+        return dict(sums.finish())
+
+    def advance(self, index: int) -> None:
+        """Where propagation is "pruned", the layer runs again: its outputs now are what the next receives."""
+        if self.propagate == "pruned" and index + 1 < len(self.runner.layers):
+            self.runner.run(index)
+
+
+@dataclass(frozen=True)
+class FromStatistics:
+    """Statistics of the dense model, gathered before."""
+
+    found: Mapping[str, LayerStats]
+
+    def statistics(self, index: int, linears: Mapping[str, nn.Module]) -> dict[str, LayerStats | None]:
+        """Those of the linears, on the devices of their weights."""
+        return dict(beside_weights(self.found, linears))
+
+    def advance(self, index: int) -> None:
+        """Nothing depends on what was pruned."""
+
+
+@dataclass(frozen=True)
+class FromNowhere:
+    """No statistics, for recipes that read none."""
+
+    def statistics(self, index: int, linears: Mapping[str, nn.Module]) -> dict[str, LayerStats | None]:
+        """None for each linear."""
+        return dict.fromkeys(linears)
+
+    def advance(self, index: int) -> None:
+        """Nothing depends on what was pruned."""
+
+
+class Timed:
+    """A source, and the seconds that it takes, its making included."""
+
+    def __init__(self, make: Callable[[], Source]):
+        self.seconds = 0.0
+        self._source = self._timed(make)
+
+    def statistics(self, index: int, linears: Mapping[str, nn.Module]) -> dict[str, LayerStats | None]:
+        """The source's."""
+        return self._timed(self._source.statistics, index, linears)
+
+    def advance(self, index: int) -> None:
+        """The source's."""
+        self._timed(self._source.advance, index)
+
+    def stages(self, since: float) -> dict[str, float]:
+        """Seconds by stage since that `time.perf_counter`: the source's are "calibrate", the rest "prune"."""
+        return {"calibrate": self.seconds, "prune": time.perf_counter() - since - self.seconds}
+
+    def _timed(self, work: Callable, *args):
+        start = time.perf_counter()
+        try:
+            return work(*args)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def windows_of(calibration: Calibration, recipe: Recipe) -> Windows | None:
+    """The windows that must run through the model, if any."""
+    return calibration if recipe.uses and isinstance(calibration, Tensor) else None
+
+
+def source_of(
+    model: nn.Module,
+    calibration: Calibration,
+    recipe: Recipe,
+    propagate: str,
+    batch_size: int | str = 1,
+    hidden: MutableSequence[Tensor] | None = None,
+) -> Source:
+    """The source that a calibration is, one that serves the recipe; see `LayerRunner` for the rest."""
+    if not recipe.uses:
+        return FromNowhere()
+    if isinstance(calibration, Mapping):
+        return FromStatistics(calibration)
+    return FromWindows(LayerRunner(model, calibration, batch_size, hidden), recipe.uses, propagate)
+
+
+def beside_weights(
+    statistics: Mapping[str, LayerStats], linears: Mapping[str, nn.Module]
+) -> dict[str, LayerStats]:
+    """The statistics of these linears, each on the device of its weight."""
+    return {name: statistics[name].to(linear.weight.device) for name, linear in linears.items()}
