@@ -24,9 +24,7 @@ def short_sha256(parts: Iterable[Any]) -> str:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8) under another name and rename it into place, readable as any other file of
-    this user's.
-    """
+    """Write a file (text as UTF-8) under another name, with the usual permissions, and rename it."""
     handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "wb") as f:
@@ -43,9 +41,7 @@ _LOCK = ".lock"  # in a folder that is being filled, held by the process that fi
 
 
 def require_free(target: Path, option: str) -> None:
-    """Raise UserError, with the option to choose otherwise by, if something lies there already or no folder
-    can be made there.
-    """
+    """Raise UserError, which names the option, if the target exists, or no folder can be made for it."""
     disk = _existing(target)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(target)  # a name that is too long is refused here, not after hours
@@ -66,10 +62,9 @@ def require_disk(target: Path, needed: float, way_out: str = "choose another --o
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A path on the disk of `out`, in a folder of its own, to fill and leave: a killed or failed save never
-    looks like a finished one.
+    """A path beside `out`, to be filled and then renamed: a killed or failed save never looks finished.
 
-    What a killed one left is removed by the next with the same `out`.
+    The path lies in a folder of its own. What a killed save left is removed by the next with the same `out`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
@@ -81,9 +76,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove what processes that were killed while they saved to `out` left; the system took their locks with
-    them.
-    """
+    """Remove what processes killed while they saved to `out` left; their locks went with them."""
     for lock in out.parent.glob(f".{glob.escape(out.name)}.*/{_LOCK}"):
         with contextlib.suppress(Timeout, OSError), FileLock(lock, blocking=False):
             shutil.rmtree(lock.parent)

@@ -1,6 +1,4 @@
-"""What pruning a model costs, from its config alone: bytes, floating-point operations, hidden states, and
-what batch fits.
-"""
+"""What pruning a model costs, from its config: bytes, operations, and the batch that fits."""
 
 import time
 from dataclasses import dataclass
@@ -23,9 +21,7 @@ _SCORING = 24
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model, counted on it without its weights (it may lie on the meta device); parameters are
-    counted once where tied.
-    """
+    """Sizes of a model, which may lie on the meta device; parameters that are tied count once."""
 
     n_layers: int
     hidden_size: int
@@ -62,11 +58,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens; itemsize:
-    bytes of a weight.
+    """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens.
 
-    passes: over the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no
-    statistics.
+    itemsize: bytes of a weight. passes: over the decoder layers, 2 for propagation "pruned", 1 for "dense", 0
+    for scores that read no statistics.
     """
 
     shape: Shape
@@ -95,9 +90,7 @@ class Cost:
 
     @property
     def activations(self) -> int:
-        """Inside one decoder layer, for one batch: what enters and leaves its linears, and as much again for
-        what is computed between.
-        """
+        """What enters and leaves the linears of a decoder layer for one batch, and what lies between them."""
         per_token = sum(d_out for d_out, _ in self.shape.widths) + 4 * self.shape.hidden_size
         return self.batch_size * self.seq_len * per_token * self.itemsize if self.passes else 0
 
@@ -140,9 +133,7 @@ class Cost:
         return self.weights + self.hidden + self.grams + max(self.activations, self.scoring)
 
     def streamed(self, spilled: bool) -> int:
-        """Peak with one decoder layer in memory, its largest tensor being read; spilled: hidden states on
-        disk but for a batch.
-        """
+        """Peak with one decoder layer in memory; spilled: hidden states are on disk but for a batch."""
         hidden = (
             min(2 * self.hidden // max(-(-self.n_windows // self.batch_size), 1), self.hidden)
             if spilled
@@ -155,8 +146,9 @@ class Cost:
 
     @property
     def operations(self) -> float:
-        """Multiplications and additions of the passes: two per weight and token, and attention's two products
-        over half the window.
+        """Multiplications and additions of the passes over the decoder layers.
+
+        Two per weight and token, and those of attention's two products over half the window.
         """
         tokens = self.n_windows * self.seq_len
         gram = sum(2 * d**2 for d in self.inputs) * self.shape.n_layers if self.gram else 0
@@ -165,7 +157,7 @@ class Cost:
 
 
 def batch_size_of(
-    asked: int | str,
+    requested: int | str,
     model: nn.Module,
     windows: Windows,
     *,
@@ -173,8 +165,7 @@ def batch_size_of(
     room: int | None = None,
     logits: bool = False,
 ) -> int:
-    """The windows of a batch: as many as asked, or for "auto" as many as keep the device busy and fit into
-    its memory.
+    """The windows of a batch: as many as requested, or for "auto" what keeps the device busy and fits.
 
     "auto": the largest power of two of windows [n, seq_len] that hold at most the tokens that are worth a
     pass of their own, and whose activations (with `logits` those of the head too) take at most half of
@@ -182,10 +173,10 @@ def batch_size_of(
     weights leave of all the device's memory, whatever other programs hold of it, so that the same machine
     chooses the same again. Raises UserError for anything else than a whole number of at least 1 or "auto".
     """
-    if asked != AUTO:
-        if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-            raise UserError(f"batch_size must be a whole number of at least 1 or {AUTO!r}, not {asked!r}")
-        return asked
+    if requested != AUTO:
+        if isinstance(requested, bool) or not isinstance(requested, int) or requested < 1:
+            raise UserError(f"batch_size must be a whole number of at least 1 or {AUTO!r}, not {requested!r}")
+        return requested
     shape, seq_len = Shape.of(model), windows.shape[1]
     device = torch.device(device or model.get_input_embeddings().weight.device)
     itemsize = next(model.parameters()).element_size()
@@ -199,9 +190,7 @@ def batch_size_of(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a streamed run is going to take: bytes of memory (and, of those, what the process holds already),
-    of disk, seconds.
-    """
+    """What a streamed run is going to take: bytes of memory (`base` of them held already), disk, seconds."""
 
     cost: Cost
     spill: bool

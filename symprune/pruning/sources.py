@@ -44,7 +44,7 @@ class FromWindows:
             return {}
         with collecting(linears, self.uses) as sums:
             self.runner.run(index, keep=dense)  # the dense layer's outputs are what the next one receives
-        return dict(sums.finish())
+        return sums.finish()
 
     def advance(self, index: int) -> None:
         """Where propagation is "pruned", the layer runs again: its outputs now are what the next receives."""
@@ -60,7 +60,7 @@ class FromStatistics:
 
     def statistics(self, index: int, linears: Mapping[str, nn.Module]) -> dict[str, LayerStats | None]:
         """Those of the linears, on the devices of their weights."""
-        return dict(beside_weights(self.found, linears))
+        return beside_weights(self.found, linears)
 
     def advance(self, index: int) -> None:
         """Nothing depends on what was pruned."""
