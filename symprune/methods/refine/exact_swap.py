@@ -14,7 +14,7 @@ from symprune.methods.masks import NM, Unstructured
 from symprune.methods.refine.refinement import Refinement, check_cycles
 from symprune.methods.stats import LayerStats, at_least_float32
 
-PART = 2**22  # entries of a weight worked on at a time, so that memory stays bounded
+ENTRIES_PER_PART = 2**22  # of a weight, worked on at a time so that memory stays bounded
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ExactSwap:
         weight = at_least_float32(weight)
         gram = stats.gram.to(weight)
         block = pattern.m if isinstance(pattern, NM) else None
-        step = max(1, PART // d_in)
+        step = max(1, ENTRIES_PER_PART // d_in)
         parts = (
             self._refine(*rows, gram, block)
             for rows in zip(weight.split(step), mask.split(step), strict=True)
