@@ -39,12 +39,15 @@ VARIANCES = {"within": "input_var_within", "pooled": "input_var"}
 
 @dataclass(frozen=True)
 class DSnoT:
-    """Dynamic Sparse no Training (Zhang et al., arXiv 2310.08915); x, m, v are the norm, mean and variance of
-    the inputs.
+    """Dynamic Sparse no Training (Zhang et al., arXiv 2310.08915).
 
-    grow:  argmax over removed j of sign(e) * W[i, j] * m[j] / v[j]^power;   prune: argmin over kept j of
-    |W[i, j]| * x[j]. N:M: the weight pruned is the lowest of the grown one's own block; a candidate whose
-    block offers none is passed over.
+    x, m and v are the norm, mean and variance of the inputs.
+
+    grow:   argmax over removed j of  sign(e) * W[i, j] * m[j] / v[j]^power
+    prune:  argmin over kept j of     |W[i, j]| * x[j]
+
+    N:M: the weight pruned is the lowest of the grown one's own block; a candidate whose block offers none is
+    passed over.
 
     power: of the variance; a channel without variance is certain, and first. variance: "within" = the mean
     variance inside a sample (published code), "pooled" = over all tokens. threshold: on |e|, "absolute"
@@ -83,8 +86,7 @@ class DSnoT:
 
 @dataclass(frozen=True)
 class R2DSnoT:
-    """DSnoT with relative importance and a regularised decision boundary (Yi and Richtarik, arXiv
-    2501.18980).
+    """DSnoT with relative importance and a regularised criterion (Yi and Richtarik, arXiv 2501.18980).
 
     D[i, j] = |W[i, j]| * (1 / ||W[i, :]||_1 + 1 / ||W[:, j]||_1)
     grow:   argmax over removed j of   sign(e) * G[i, j] * m[j] / v[j]^power + gamma_grow * R[i, j]
