@@ -22,9 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "methods.scores": ["test_scores.py"],
+    "methods.score_inputs": ["test_scores.py"],
     "methods.norms": ["test_norms.py", "test_scores.py"],
     "methods.masks": ["test_masks.py"],
     "methods.stats": ["test_stats.py", "test_calibrate.py", "test_stats_files.py"],
+    "methods.objective": ["test_objective.py"],
+    "methods.pairs": ["test_objective.py"],
     "methods.overlap": ["test_overlap.py"],
     "methods.refine.dsnot": ["test_refine.py"],
     "methods.refine.engine": ["test_refine.py"],
@@ -37,26 +40,12 @@ TESTS = {
 FLIPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
 AXIS_METHODS = {
-    *(
-        "sum",
-        "flip",
-        "cumsum",
-        "any",
-        "all",
-        "argmax",
-        "argmin",
-        "mean",
-        "amax",
-        "amin",
-        "squeeze",
-        "unsqueeze",
-        "sort",
-        "size",
-    ),
-    *("gather", "scatter_", "argsort", "flatten"),
+    *("sum", "flip", "cumsum", "any", "all", "argmax", "argmin", "mean", "amax", "amin", "sort", "size"),
+    *("squeeze", "unsqueeze", "gather", "scatter_", "argsort", "flatten"),
 }
 SIGN_METHODS = {"abs", "neg", "abs_", "neg_", "sign_"}  # left out by cloning instead
 
@@ -147,9 +136,7 @@ def _is_axis_of_shape(node: ast.Subscript) -> bool:
 
 
 def survives(copied: Path, tests: list[str], seconds: float) -> bool:
-    """Whether all tests pass in that copy of the project, in a process forked from this one; a hang counts as
-    noticed.
-    """
+    """Whether all tests pass in that copy of the project, in a forked process; a hang counts as noticed."""
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -8,16 +8,8 @@ from test_scores import CASES
 from torch import Tensor
 
 from symprune.methods.norms import row_column_norms
-from symprune.methods.objective import (
-    CONSTRUCTIONS,
-    FORMULAS,
-    PAIRS,
-    additive_gap,
-    objective,
-    random_directions,
-    removal_cost,
-    squared_counterexample,
-)
+from symprune.methods.objective import additive_gap, objective, removal_cost, squared_counterexample
+from symprune.methods.pairs import CONSTRUCTIONS, FORMULAS, PAIRS, random_directions
 from symprune.methods.scores import RI, SCORES, LpNorm
 from symprune.methods.stats import LayerStats, StatsAccumulator
 

@@ -225,10 +225,34 @@ def test_numpy_and_torch_select_the_same(pattern, monkeypatch):
             assert torch.equal(refiner(weight, mask, stats, pattern), by_numpy)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_at_the_end_of_the_window_that_no_partner_is_left_for(seed):
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randint(-2, 3, (200, 64), generator=g).to(F64)
+    mask, ones = torch.rand(200, 64, generator=g) < 0.5, torch.ones(64, dtype=F64)
+    stats = LayerStats(ones, ones, ones, ones, None, 4, 2)
+    for cycles in (2, 5):
+        refiner = DSnoT(max_cycles=cycles)
+        expected = literal(weight, mask, stats, refiner, 4)
+        assert torch.equal(refiner(weight, mask, stats, NM(2, 4)), expected)
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.6), NM(2, 4)], ids=str)
+def test_rows_sorted_in_full_give_what_the_window_gives(pattern):
+    weight, mask, stats = random_case(14, 60, 200, torch.float32, pattern)
+    for refiner in (R2DSnoT(), R2DSnoT(max_cycles=9, keep_sign=True), AS_PUBLISHED):
+        criteria = dsnot.Criteria.of(refiner, weight, mask, stats)
+        block = pattern.m if isinstance(pattern, NM) else None
+        in_full = engine.refine(criteria, mask, refiner.limits, block, window=False)
+        windowed = refiner.run(weight, mask, stats, pattern)
+        assert torch.equal(in_full.mask, windowed.mask)
+        assert in_full.summary() == windowed.summary()
+
+
 def test_parts_of_a_matrix_give_what_the_whole_gives(monkeypatch):
     weight, mask, stats = random_case(1, 50, 64)
     whole = R2DSnoT()(weight, mask, stats)
-    monkeypatch.setattr(dsnot, "PART", 7 * 64)
+    monkeypatch.setattr(engine, "ENTRIES_PER_PART", 7 * 64)
     assert torch.equal(R2DSnoT()(weight, mask, stats), whole)
 
 
@@ -501,7 +525,7 @@ def test_exact_swap_in_parts_and_without_a_gram_matrix(monkeypatch):
     weight, _, stats = gram_case(2, 30, 24)
     mask = Unstructured(0.6)(weight.abs())
     whole = ExactSwap()(weight, mask, stats)
-    monkeypatch.setattr(exact_swap, "PART", 5 * 24)
+    monkeypatch.setattr(exact_swap, "ENTRIES_PER_PART", 5 * 24)
     assert torch.equal(ExactSwap()(weight, mask, stats), whole)
     with pytest.raises(UserError, match="gram=True"):
         ExactSwap()(weight, mask, random_case(0, 30, 24)[2])

@@ -10,7 +10,7 @@ from test_objective import layer
 from symprune import SCORES, LpNorm, Symmetric, Unstructured
 from symprune.base.errors import UserError
 from symprune.methods.norms import SAMPLERS
-from symprune.methods.objective import PAIRS
+from symprune.methods.pairs import PAIRS
 from symprune.methods.stats import LayerStats
 from symprune.models.layers import named_linears, weight_view
 from symprune.paper.theory import (

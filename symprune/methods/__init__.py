@@ -1,6 +1,4 @@
-"""A weight, its statistics, and nothing else: scores, masks, refinements, and the objective they follow
-from.
-"""
+"""Methods of pruning: scores, masks, refinements, and the objective that they follow from."""
 
 from symprune.methods.masks import NM, Unstructured
 from symprune.methods.recipe import Recipe

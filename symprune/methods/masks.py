@@ -18,11 +18,10 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a we
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Remove exactly floor(sparsity * group size) of the lowest scores in each group; among equal scores the
-    lower index goes first.
+    """Remove exactly floor(sparsity * group size) of the lowest scores in each group.
 
-    group: the set in which scores compete. "output" = each row on its own (Wanda, DSnoT), "layer" = the whole
-    matrix (RIA's code).
+    Among equal scores the lower index goes first. group: the set in which scores compete. "output" = each row
+    on its own (Wanda, DSnoT), "layer" = the whole matrix (RIA's code).
     """
 
     sparsity: float = 0.5
@@ -44,10 +43,9 @@ class Unstructured:
 
 @dataclass(frozen=True)
 class NM:
-    """Keep the n highest scores of every m consecutive inputs of a row ("2:4" keeps 2 of 4); among equal
-    scores the lower index goes first.
+    """Keep the n highest scores of every m consecutive inputs of a row ("2:4" keeps 2 of 4).
 
-    Raises UserError unless 0 < n <= m and m divides d_in.
+    Among equal scores the lower index goes first. Raises UserError unless 0 < n <= m and m divides d_in.
     """
 
     n: int = 2
@@ -74,8 +72,7 @@ class NM:
             return keep_highest(blocks, self.m - self.n).view(scores.shape)
         _refuse_nan(blocks)
         columns = blocks.t().contiguous()
-        # removed_before[j] counts the entries of j's block that would be removed before it: m (m - 1) / 2
-        # comparisons, no sort.
+        # removed_before[j] counts the entries of j's block that go before it: m (m - 1) / 2 comparisons.
         removed_before = torch.zeros(columns.shape, dtype=torch.int8, device=scores.device)
         for i in range(self.m):
             for j in range(i + 1, self.m):
@@ -89,8 +86,7 @@ PATTERNS = {"unstructured": Unstructured, "nm": NM}
 
 
 def keep_highest(groups: Float[Tensor, "groups size"], n_removed: int) -> Bool[Tensor, "groups size"]:
-    """Mask of each row without its n_removed lowest scores, ties removed by lower index first: a k-th value,
-    never a sort.
+    """Mask of each row without its n_removed lowest scores; among equals the lower index goes first.
 
     Raises ValueError on NaN, which has no rank.
     """
@@ -110,9 +106,8 @@ def keep_highest(groups: Float[Tensor, "groups size"], n_removed: int) -> Bool[T
 
 
 def zero_removed(weight: Weight, mask: Mask) -> None:
-    """Zero in place what the mask removes; what it keeps keeps every bit. As integers, times 0 or 1: no
-    branch, and no negative zero.
-    """
+    """Zero in place what the mask removes; what the mask keeps keeps every bit."""
+    # As integers, times 0 or 1: no branch, and no negative zero.
     weight.view(_INTEGERS[weight.element_size()]).mul_(mask)
 
 
@@ -125,7 +120,6 @@ def _kth_lowest(groups: Float[Tensor, "groups size"], k: int) -> Float[Tensor, "
 
 
 def _refuse_nan(scores: Tensor) -> None:
-    # NaN survives addition: one sum finds it without a mask the size of the scores (inf - inf cannot arise,
-    # scores are >= 0).
+    # NaN survives addition, so one sum finds it; inf - inf cannot arise, for no score is negative.
     if torch.isnan(scores.sum()):
         raise ValueError("scores hold NaN, which has no rank")

@@ -1,6 +1,4 @@
-"""Row and column lp norms of a weight, exact and sampled, and the relative importance |W| (1 / c + 1 / r)
-built from them.
-"""
+"""Row and column lp norms of a weight, exact and sampled, and the relative importance built from them."""
 
 import hashlib
 import math
@@ -28,8 +26,9 @@ def column_norm(weight: Weight, p: float = 1.0) -> Columns:
 
 
 def row_column_norms(weight: Weight, p: float = 1.0, out: Weight | None = None) -> tuple[Rows, Columns]:
-    """(r_p, c_p), the powers |W|^p taken once for both; out: memory for them, which the caller may use
-    again.
+    """(r_p, c_p): the row and the column norms.
+
+    The powers |W|^p are taken once for both; out: memory for them, which the caller may use again.
     """
     powers = _powers(weight, p, out)
     return _norm(weight, powers, p, dim=1), _norm(weight, powers, p, dim=0)
@@ -124,17 +123,14 @@ def independent(weight: Weight, beta: float, generator: Generator) -> tuple[Rows
 
 
 def stratified(weight: Weight, beta: float, generator: Generator) -> tuple[Rows, Columns]:
-    """For every row and every column one uniform draw from each of tau equally long stretches of the
-    index.
-    """
+    """Each row and column gets one uniform draw from each of tau equally long stretches of its index."""
     return _uniform_sum(weight, beta, generator, _one_per_stratum), _uniform_sum(
         weight.t(), beta, generator, _one_per_stratum
     )
 
 
 def shared(weight: Weight, beta: float, generator: Generator) -> tuple[Rows, Columns]:
-    """One index set for all: tau random whole rows for the columns, one cyclic run of tau inputs for the
-    rows.
+    """One index set for all: tau random whole rows for the columns, a cyclic run of tau inputs for the rows.
 
     Both read memory in contiguous stretches and draw almost nothing; the price is an error that all rows
     (columns) have in common.
@@ -172,8 +168,9 @@ SAMPLERS: dict[str, Callable[[Weight, float, Generator], tuple[Rows, Columns]]] 
 
 
 def _powers(weight: Weight, p: float, out: Weight | None = None) -> Weight:
-    """|W|^p, or |W| where p is infinite: an elementwise power and a sum are several times as fast as
-    `torch.linalg.vector_norm`.
+    """|W|^p, or |W| where p is infinite.
+
+    An elementwise power and a sum are several times as fast as `torch.linalg.vector_norm`.
     """
     if math.isnan(p) or p <= 0:
         raise ValueError(f"p of an lp norm must be positive (inf is allowed), not {p}")
@@ -193,8 +190,7 @@ def _norm(weight: Weight, powers: Weight, p: float, dim: int) -> Float[Tensor, "
     info = torch.finfo(total.dtype)
     smallest, largest = total.aminmax()
     if smallest <= info.tiny * powers.shape[dim] / info.eps or largest == math.inf:
-        # Some powers over- or underflow (or the line is dead): measure each line in units of its largest
-        # entry.
+        # Powers over- or underflow, or the line is dead: each line is measured in units of its largest entry.
         unit = weight.abs().amax(dim, keepdim=True)
         total = _powers(torch.where(unit > 0, weight / unit, 0), p).sum(dim)
         return total.pow(1 / p) * unit.squeeze(dim)
@@ -218,12 +214,9 @@ def _uniform_sum(
 def _importance_sum(
     lines: Float[Tensor, "lines n"], beta: float, generator: Generator, size: Float[Tensor, " n"]
 ) -> Float[Tensor, " lines"]:
-    """Mean of |entry| / q over tau draws with replacement from q, about half proportional to size and half
-    uniform.
-    """
+    """The mean of |entry| / q over tau draws with replacement from q, which is half proportional to size."""
     n = lines.shape[1]
-    # A table in which index j fills a number of places proportional to q[j]: a draw is one look-up, and q is
-    # exact.
+    # Index j fills q[j] times as many places of a table: a draw is one look-up, and q is exact.
     places = ((unit_mean(size.double().cpu()) + 1) * 16).long() + 1
     table = torch.arange(n).repeat_interleave(places)
     index = table[torch.randint(len(table), (lines.shape[0], sample_size(n, beta)), generator=generator)].to(
@@ -234,8 +227,9 @@ def _importance_sum(
 
 
 def _distinct(lines: int, n: int, tau: int, generator: Generator) -> Int[Tensor, "lines tau"]:
-    """Simple random samples without replacement by Floyd's algorithm, all lines in step; the smaller of
-    sample and rest is drawn.
+    """Simple random samples without replacement by Floyd's algorithm, all lines in step.
+
+    Where the sample is more than half, the rest is drawn instead.
     """
     drawn = min(tau, n - tau)
     taken, indices = torch.zeros(lines, n, dtype=torch.bool), torch.empty(drawn, lines, 1, dtype=torch.long)
@@ -247,8 +241,9 @@ def _distinct(lines: int, n: int, tau: int, generator: Generator) -> Int[Tensor,
 
 
 def _one_per_stratum(lines: int, n: int, tau: int, generator: Generator) -> Int[Tensor, "lines tau"]:
-    """floor of one uniform point in each of [k n / tau, (k + 1) n / tau): an index on a border may come
-    twice, its chance stays tau / n.
+    """The floor of one uniform point in each of [t n / tau, (t + 1) n / tau).
+
+    An index on a border may come twice; its chance stays tau / n.
     """
     point = (
         torch.rand(lines, tau, dtype=torch.float64, generator=generator).add_(torch.arange(tau)).mul_(n / tau)

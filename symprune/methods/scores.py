@@ -1,5 +1,4 @@
-"""The scores: how much each weight of a linear matters. One frozen dataclass per method, its fields the
-hyperparameters.
+"""The scores: how much each weight of a linear matters, by one frozen dataclass for each method.
 
 Notation: W [d_out, d_in] the weight, x = stats.input_norm [d_in], y = stats.output_norm [d_out], r_p[i] and
 c_p[j] the lp norms of row i and column j of W. A call takes (W, stats) and returns S [d_out, d_in],
@@ -8,14 +7,10 @@ names the fields of the statistics that a call reads. A call raises ValueError i
 were not gathered, or if the statistics are of another shape of linear.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from symprune.base.errors import UserError, unknown
 from symprune.base.types import Scores, Weight
@@ -25,11 +20,18 @@ from symprune.methods.norms import (
     root_sum_of_squares,
     row_column_norms,
     sampled_norms,
-    unit_mean,
 )
-from symprune.methods.stats import LayerStats, at_least_float32
-
-BALANCES: dict[str, Callable] = {"none": lambda norm: norm, "unit-mean": unit_mean}
+from symprune.methods.score_inputs import (
+    BALANCES,
+    activations,
+    check_alpha,
+    check_balance,
+    fields_for,
+    inputs,
+    outputs,
+    working,
+)
+from symprune.methods.stats import LayerStats
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Magnitude:
     uses: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
-        return _working(weight).abs()
+        return working(weight).abs()
 
 
 @dataclass(frozen=True)
@@ -55,26 +57,24 @@ class Wanda:
     uses: ClassVar[tuple[str, ...]] = ("input_norm",)
 
     def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
-        weight = _working(weight)
-        return (weight * _inputs(weight, stats)).abs_()
+        weight = working(weight)
+        return (weight * inputs(weight, stats)).abs_()
 
 
 @dataclass(frozen=True)
 class OWanda:
-    """Weights and the output side: the mirror image of Wanda (arXiv 2501.18980, the symmetric objective with
-    X = 0).
+    """Weights and the output side: the mirror image of Wanda (arXiv 2501.18980, X = 0).
 
     S[i, j] = |W[i, j]| y[i]
 
-    Within one row y[i] is a constant, so with the comparison group "output" it selects what Magnitude
-    selects.
+    Within one row y[i] is a constant, so in the group "output" the mask is that of Magnitude.
     """
 
     uses: ClassVar[tuple[str, ...]] = ("output_norm",)
 
     def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
-        weight = _working(weight)
-        return (weight * _outputs(weight, stats, self)[:, None]).abs_()
+        weight = working(weight)
+        return (weight * outputs(weight, stats, self)[:, None]).abs_()
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class SymWanda:
     uses: ClassVar[tuple[str, ...]] = ("input_norm", "output_norm")
 
     def __post_init__(self):
-        _check_balance(self.balance)
+        check_balance(self.balance)
 
     def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
-        weight, balanced = _working(weight), BALANCES[self.balance]
-        x = balanced(_inputs(weight, stats))
+        weight, balanced = working(weight), BALANCES[self.balance]
+        x = balanced(inputs(weight, stats))
         if stats.output_norm is None:
             return (weight * x).abs_()
-        y = balanced(_outputs(weight, stats, self))
+        y = balanced(outputs(weight, stats, self))
         return (x + y[:, None]).mul_(weight).abs_()
 
 
@@ -107,23 +107,21 @@ class SymWanda:
 class Symmetric:
     """The symmetric objective with the weight itself on both sides, no activations (arXiv 2501.18980).
 
-    S[i, j] = |W[i, j]| (c_2[j] + r_2[i]);  squared: |W[i, j]| sqrt(c_2[j]^2 + r_2[i]^2), the root of the
-    squared objective's cost
+    S[i, j] = |W[i, j]| (c_2[j] + r_2[i])
+
+    squared: |W[i, j]| sqrt(c_2[j]^2 + r_2[i]^2), the root of the squared objective's cost.
     """
 
     squared: bool = False
     uses: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
-        weight = _working(weight)
+        weight = working(weight)
         out = torch.empty_like(weight)
         row, column = row_column_norms(weight, p=2.0, out=out)
-        combined = (
-            root_sum_of_squares(row, column, out)
-            if self.squared
-            else torch.add(column, row[:, None], out=out)
-        )
-        return combined.mul_(weight).abs_()
+        if self.squared:
+            return root_sum_of_squares(row, column, out).mul_(weight).abs_()
+        return torch.add(column, row[:, None], out=out).mul_(weight).abs_()
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class RI:
     uses: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
-        return relative_importance(_working(weight))
+        return relative_importance(working(weight))
 
 
 @dataclass(frozen=True)
@@ -151,15 +149,15 @@ class RIA:
     alpha: float = 0.5
 
     def __post_init__(self):
-        _check_alpha(self.alpha)
+        check_alpha(self.alpha)
 
     @property
     def uses(self) -> tuple[str, ...]:
-        return _uses(self.alpha)
+        return fields_for(self.alpha)
 
     def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
-        weight = _working(weight)
-        return relative_importance(weight, factor=_activations(weight, stats, self.alpha))
+        weight = working(weight)
+        return relative_importance(weight, factor=activations(weight, stats, self.alpha))
 
 
 @dataclass(frozen=True)
@@ -178,17 +176,17 @@ class LpNorm:
     def __post_init__(self):
         if not self.p > 0:
             raise UserError(f"p of an lp norm must be positive (inf is allowed), not {self.p}")
-        _check_alpha(self.alpha)
+        check_alpha(self.alpha)
 
     @property
     def uses(self) -> tuple[str, ...]:
-        return _uses(self.alpha)
+        return fields_for(self.alpha)
 
     def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
-        weight = _working(weight)
+        weight = working(weight)
         out = torch.empty_like(weight)
         row, column = row_column_norms(weight, self.p, out)
-        return relative_importance(weight, row, column, _activations(weight, stats, self.alpha), out=out)
+        return relative_importance(weight, row, column, activations(weight, stats, self.alpha), out=out)
 
 
 @dataclass(frozen=True)
@@ -213,18 +211,18 @@ class StochRIA:
             raise UserError(
                 f"beta is the fraction of entries sampled and must lie in (0, 1], not {self.beta}"
             )
-        _check_alpha(self.alpha)
+        check_alpha(self.alpha)
         if self.sampling not in SAMPLERS:
             raise unknown("sampling", self.sampling, SAMPLERS)
 
     @property
     def uses(self) -> tuple[str, ...]:
-        return _uses(self.alpha)
+        return fields_for(self.alpha)
 
     def __call__(self, weight: Weight, stats: LayerStats | None) -> Scores:
-        weight = _working(weight)
+        weight = working(weight)
         row, column = sampled_norms(weight, self.beta, self.sampling, self.seed)
-        scores = relative_importance(weight, row, column, _activations(weight, stats, self.alpha))
+        scores = relative_importance(weight, row, column, activations(weight, stats, self.alpha))
         return scores.clamp_(max=torch.finfo(scores.dtype).max)  # a sample can miss what makes |W| large
 
 
@@ -242,11 +240,11 @@ class GeneralDiagonal:
     uses: ClassVar[tuple[str, ...]] = ("input_norm", "output_norm")
 
     def __post_init__(self):
-        _check_balance(self.balance)
+        check_balance(self.balance)
 
     def __call__(self, weight: Weight, stats: LayerStats) -> Scores:
-        weight, balanced = _working(weight), BALANCES[self.balance]
-        a, b = balanced(_inputs(weight, stats)), balanced(_outputs(weight, stats, self))
+        weight, balanced = working(weight), BALANCES[self.balance]
+        a, b = balanced(inputs(weight, stats)), balanced(outputs(weight, stats, self))
         return relative_importance(weight, a=a, b=b)
 
 
@@ -262,47 +260,3 @@ SCORES: dict[str, type] = {
     "stochria": StochRIA,
     "general_diagonal": GeneralDiagonal,
 }
-
-
-def _working(weight: Weight) -> Weight:
-    return at_least_float32(weight.detach())
-
-
-def _inputs(weight: Weight, stats: LayerStats) -> Float[Tensor, " d_in"]:
-    if stats.input_norm.shape != weight.shape[1:]:
-        raise ValueError(
-            f"the statistics are of {len(stats.input_norm)} inputs, the weight has {weight.shape[1]}"
-        )
-    return stats.input_norm.to(weight)
-
-
-def _outputs(weight: Weight, stats: LayerStats, score: object) -> Float[Tensor, " d_out"]:
-    if stats.output_norm is None:
-        raise ValueError(
-            f"{type(score).__name__} needs output_norm, which was not gathered: give the outputs to"
-            " StatsAccumulator.update"
-        )
-    if stats.output_norm.shape != weight.shape[:1]:
-        raise ValueError(
-            f"the statistics are of {len(stats.output_norm)} outputs, the weight has {weight.shape[0]}"
-        )
-    return stats.output_norm.to(weight)
-
-
-def _activations(weight: Weight, stats: LayerStats | None, alpha: float) -> Float[Tensor, " d_in"] | None:
-    """x^alpha, or None for alpha = 0: then activations are not read at all."""
-    return None if alpha == 0 else _inputs(weight, stats).pow(alpha)
-
-
-def _uses(alpha: float) -> tuple[str, ...]:
-    return () if alpha == 0 else ("input_norm",)
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 <= alpha < math.inf:
-        raise UserError(f"alpha is the exponent of the activations and must be at least 0, not {alpha}")
-
-
-def _check_balance(balance: str) -> None:
-    if balance not in BALANCES:
-        raise unknown("balance", balance, BALANCES)

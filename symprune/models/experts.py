@@ -1,6 +1,4 @@
-"""Mixture-of-experts layers whose experts share one tensor: each expert's matrices as linears, without a copy
-of a weight.
-"""
+"""Mixture-of-experts layers whose experts share one tensor: the matrices of each expert as linears."""
 
 import types
 
@@ -11,8 +9,9 @@ from symprune.base.errors import UserError
 
 
 class ExpertLinear(nn.Module):
-    """One matrix of one expert: `weight` [d_out, d_in] is a view into the tensor of all experts, so what is
-    written there is pruned.
+    """One matrix of one expert: `weight` [d_out, d_in] is a view into the tensor of all experts.
+
+    What is written into it is pruned.
     """
 
     bias = None
@@ -28,17 +27,18 @@ class ExpertLinear(nn.Module):
         return getattr(experts, tensor)[expert, rows]
 
     def forward(self, inputs: Tensor, product: Tensor) -> Tensor:
-        """`product`, which is inputs @ weight.T: cut from the product with a whole tensor, whose last bits a
-        smaller one need not share.
+        """`product`, which is inputs @ weight.T.
+
+        The caller computes it with a whole tensor: with a smaller one its last bits may differ.
         """
         return product
 
 
 def expert_linears(experts: nn.Module) -> dict[str, ExpertLinear]:
-    """The linears of fused experts by their name in it ("3.down_proj"); from now on a forward calls them,
-    with the same outputs.
+    """The linears of fused experts by their name in it ("3.down_proj").
 
-    Raises UserError for a layout other than the stacked [gate; up] and down matrices of Mixtral and Qwen-MoE.
+    From now on a forward of the experts calls them, with the same outputs. Raises UserError for a layout
+    other than the stacked [gate; up] and down matrices of Mixtral and Qwen-MoE.
     """
     if "linears" not in vars(experts):
         _require_stacked(experts)

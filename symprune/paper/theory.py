@@ -13,8 +13,9 @@ from torch import Tensor
 from symprune.base.types import Weight
 from symprune.methods.masks import NM, Unstructured
 from symprune.methods.norms import sample_size, sampled_norms
-from symprune.methods.objective import FORMULAS, PAIRS, Pair, objective, removal_cost
+from symprune.methods.objective import Pair, objective, removal_cost
 from symprune.methods.overlap import jaccard
+from symprune.methods.pairs import FORMULAS, PAIRS
 from symprune.methods.scores import SCORES, Magnitude, SymWanda, Wanda
 from symprune.methods.stats import LayerStats, StatsAccumulator
 

@@ -1,20 +1,19 @@
-"""Training-free refinement of a mask: grow removed weights and prune kept ones, row by row, with no weight
-changed.
+"""DSnoT and R2-DSnoT: grow removed weights and prune kept ones, row by row, without changing a weight.
 
-A refiner takes the weight, a mask (True = kept) and the statistics its `uses` names, and returns a mask that
-keeps as many weights in every row, and for an N:M pattern in every block. `DSnoT` and `R2DSnoT` are two
+A refiner takes the weight, a mask (True = kept) and the statistics that its `uses` names, and returns a mask
+that keeps as many weights in every row, and for an N:M pattern in every block. `DSnoT` and `R2DSnoT` are two
 parameter sets of one engine.
 
-Row i has the error e = sum of k[j] over its removed weights, k[j] = W[i, j] * s[j], s[j] the sum of channel j
-over a sample. While
-|e| > threshold, a cycle grows a removed j with e * k[j] > 0 and prunes a kept j with e * k[j] < 0: both bring
-e back. The sign of k splits the weights of a row into those that can move while e > 0 and those that can move
-while e < 0, and the criteria do not change on the way. So the t-th swap that a row makes while e > 0 is known
-from the start, and so it is for e < 0: the engine finds two lists of max_cycles swaps for each row, without
-sorting it, then walks all rows at once.
+A weight contributes k[j] = W[i, j] * s[j] to its row's output, where s[j] is the sum of channel j over a
+sample. The error of row i is e = the sum of k[j] over its removed weights. While |e| > threshold, a cycle
+grows a removed j with e * k[j] > 0 and prunes a kept j with e * k[j] < 0: both bring e back.
 
-Where this differs from DSnoT's published code: a row whose right-signed candidates are used up stops (there,
-a wrong-signed one is taken, or the row loses its count), and equal criteria go to the lower index (there, to
+The sign of k splits the weights of a row into those that can move while e > 0 and those that can move while e
+< 0, and no swap changes a criterion. So the t-th swap that a row makes while e > 0 is known from the start,
+and so is the t-th while e < 0. The engine lists both for each row, then walks all rows at once.
+
+Two things differ from DSnoT's published code. A row whose candidates of the right sign are used up stops
+(there, it takes one of the wrong sign, or loses its count). Equal criteria go to the lower index (there, to
 whatever the sort leaves first).
 """
 
@@ -29,24 +28,26 @@ from symprune.base.errors import UserError, unknown
 from symprune.base.types import Mask, Weight
 from symprune.methods.masks import NM, Unstructured
 from symprune.methods.norms import column_norm, row_norm, safe_reciprocal
-from symprune.methods.refine.engine import Swaps, swap_lists, walk
+from symprune.methods.refine.engine import Limits, RowCriteria, refine
 from symprune.methods.refine.refinement import Refinement, check_cycles
 from symprune.methods.stats import LayerStats, at_least_float32
 
 RELATIVE = ("none", "grow", "prune", "both")
 THRESHOLD_SCALES = ("absolute", "initial")
-PART = 2**18  # entries of a weight worked on at a time: they stay in the processor's cache
 VARIANCES = {"within": "input_var_within", "pooled": "input_var"}
 
 
 @dataclass(frozen=True)
 class DSnoT:
-    """Dynamic Sparse no Training (Zhang et al., arXiv 2310.08915); x, m, v are the norm, mean and variance of
-    the inputs.
+    """Dynamic Sparse no Training (Zhang et al., arXiv 2310.08915).
 
-    grow:  argmax over removed j of sign(e) * W[i, j] * m[j] / v[j]^power;   prune: argmin over kept j of
-    |W[i, j]| * x[j]. N:M: the weight pruned is the lowest of the grown one's own block; a candidate whose
-    block offers none is passed over.
+    x, m and v are the norm, mean and variance of the inputs.
+
+    grow:   argmax over removed j of  sign(e) * W[i, j] * m[j] / v[j]^power
+    prune:  argmin over kept j of     |W[i, j]| * x[j]
+
+    N:M: the weight pruned is the lowest of the grown one's own block; a candidate whose block offers none is
+    passed over.
 
     power: of the variance; a channel without variance is certain, and first. variance: "within" = the mean
     variance inside a sample (published code), "pooled" = over all tokens. threshold: on |e|, "absolute"
@@ -85,8 +86,7 @@ class DSnoT:
 
 @dataclass(frozen=True)
 class R2DSnoT:
-    """DSnoT with relative importance and a regularised decision boundary (Yi and Richtarik, arXiv
-    2501.18980).
+    """DSnoT with relative importance and a regularised criterion (Yi and Richtarik, arXiv 2501.18980).
 
     D[i, j] = |W[i, j]| * (1 / ||W[i, :]||_1 + 1 / ||W[:, j]||_1)
     grow:   argmax over removed j of   sign(e) * G[i, j] * m[j] / v[j]^power + gamma_grow * R[i, j]
@@ -135,6 +135,11 @@ class R2DSnoT:
         """The fields of the statistics that a call reads."""
         return ("input_norm", "input_mean", VARIANCES[self.variance])
 
+    @property
+    def limits(self) -> Limits:
+        """When a row stops."""
+        return Limits(self.max_cycles, self.threshold, self.threshold_scale, self.keep_sign)
+
     @torch.no_grad()
     def run(
         self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None
@@ -148,25 +153,7 @@ class R2DSnoT:
             pattern.check(d_out, d_in)
         block = pattern.m if isinstance(pattern, NM) else None
         criteria = Criteria.of(self, at_least_float32(weight), mask, stats)
-        refined, cycles = mask.flatten().clone(), torch.zeros(d_out, dtype=torch.long, device=weight.device)
-        before, after = torch.zeros(2, d_out, dtype=criteria.weight.dtype, device=weight.device)
-        # A window on the best candidates of both signs together decides nearly every row: only what it leaves
-        # open is sorted.
-        rows, width = torch.arange(d_out, device=weight.device), min(2 * self.max_cycles + 1, d_in)
-        while len(rows):
-            settings = {"width": width, "length": self.max_cycles, "block": block}
-            swaps = Swaps.cat(
-                swap_lists(*criteria(part), **settings) for part in rows.split(max(1, PART // d_in))
-            )
-            scale = swaps.error.abs() if self.threshold_scale == "initial" else torch.ones_like(swaps.error)
-            taken, error, dry = walk(swaps, self.threshold * scale, self.max_cycles, self.keep_sign)
-            undecided = dry if width < d_in else torch.zeros_like(dry)
-            taken &= ~undecided[:, None]
-            for moved, now in ((swaps.grow, True), (swaps.prune, False)):
-                refined.index_fill_(0, (moved + rows[:, None] * d_in).masked_select(taken), now)
-            before[rows], after[rows], cycles[rows] = swaps.error.abs(), error.abs(), taken.sum(1)
-            rows, width = rows[undecided], d_in
-        return Refinement.of(refined.view(d_out, d_in), cycles, before, after)
+        return refine(criteria, mask, self.limits, block)
 
     def __call__(
         self, weight: Weight, mask: Mask, stats: LayerStats, pattern: Unstructured | NM | None = None
@@ -183,58 +170,55 @@ def _as_r2dsnot(dsnot: DSnoT) -> R2DSnoT:
 
 @dataclass(frozen=True)
 class Criteria:
-    """The criteria of one linear, given for some of its rows at a time so that memory stays bounded.
-
-    sums[j] is s[j], 0 for a channel whose norm is; by_grow[j] = |m[j]| / v[j]^power and by_prune[j] =
-    x[j]^alpha multiply |W| or D.
-    """
+    """The criteria of one linear, given for some of its rows at a time so that memory stays bounded."""
 
     refiner: R2DSnoT
     weight: Weight
     mask: Mask
-    sums: Float[Tensor, " d_in"]
-    by_grow: Float[Tensor, " d_in"]
-    by_prune: Float[Tensor, " d_in"]
-    of_row: Float[Tensor, " d_out"] | None  # of relative importance, where it is asked for
-    of_column: Float[Tensor, " d_in"] | None
+    sums: Float[Tensor, " d_in"]  # s[j], 0 for a channel whose norm is 0
+    by_grow: Float[Tensor, " d_in"]  # |m[j]| / v[j]^power, the factor of |W| or D
+    by_prune: Float[Tensor, " d_in"]  # x[j]^alpha, the factor of |W| or D
+    of_row: Float[Tensor, " d_out"] | None  # 1 / ||W[i, :]||_1, where the refiner reads relative importance
+    of_column: Float[Tensor, " d_in"] | None  # 1 / ||W[:, j]||_1, likewise
 
     @classmethod
     def of(cls, refiner: R2DSnoT, weight: Weight, mask: Mask, stats: LayerStats) -> "Criteria":
         norm, mean, variance = (getattr(stats, name).to(weight) for name in refiner.uses)
         finite = torch.finfo(weight.dtype)
-        # No variance, no doubt: such a channel grows first, by a factor so capped that no criterion
-        # overflows.
-        by_grow = (mean.abs() / variance.pow(refiner.power).clamp(min=finite.tiny)).clamp(
-            max=math.sqrt(finite.max)
-        )
+        # A channel without variance is certain and grows first; no criterion overflows.
+        by_grow = mean.abs() / variance.pow(refiner.power).clamp(min=finite.tiny)
+        by_grow = by_grow.clamp(max=math.sqrt(finite.max))
         sums = mean * (stats.n_tokens / max(stats.n_samples, 1)) * (norm > 0)
-        none = refiner.relative == "none"
-        importance = (
-            (None, None)
-            if none
-            else (safe_reciprocal(row_norm(weight)), safe_reciprocal(column_norm(weight)))
-        )
-        return cls(refiner, weight, mask, sums, by_grow, norm.pow(refiner.alpha), *importance)
+        of_row = of_column = None
+        if refiner.relative != "none":
+            of_row, of_column = safe_reciprocal(row_norm(weight)), safe_reciprocal(column_norm(weight))
+        return cls(refiner, weight, mask, sums, by_grow, norm.pow(refiner.alpha), of_row, of_column)
 
-    def __call__(self, rows: Int[Tensor, " rows"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """k, e, and the criteria to grow (0: not a candidate, else negative) and to prune (inf, else
-        positive): lowest first.
-        """
+    def __call__(self, rows: Int[Tensor, " rows"]) -> RowCriteria:
+        """The criteria of these rows, for the engine."""
         refiner, weight, mask = self.refiner, self.weight[rows], self.mask[rows]
         # Arithmetic on 0 and 1 instead of torch.where, which is ten times as slow on a processor.
         alive = (self.sums != 0).to(weight.dtype)
         kept = mask.view(torch.uint8).to(weight.dtype).mul_(alive)
         removed = alive - kept
-        size = weight.abs()
-        relative = size * (self.of_row[rows, None] + self.of_column) if self.of_row is not None else size
+        size = relative = weight.abs()
+        if self.of_row is not None and self.of_column is not None:
+            relative = size * (self.of_row[rows, None] + self.of_column)
         grow = (relative if refiner.relative in ("grow", "both") else size) * -self.by_grow
         prune = (relative if refiner.relative in ("prune", "both") else size) * self.by_prune
         if refiner.gamma_grow:
             grow -= refiner.gamma_grow * norm_with(size, mask, refiner.p)
         if refiner.gamma_prune:
             prune += refiner.gamma_prune * norm_without(size, mask, refiner.p)
-        k = torch.mul(weight, self.sums, out=weight)  # indexed by rows, so a copy
-        return k, (k * removed).sum(dim=1), grow.mul_(removed), prune.add_(kept.reciprocal_().sub_(1))
+        contribution = torch.mul(weight, self.sums, out=weight)  # indexed by rows, so a copy
+        error = (contribution * removed).sum(dim=1)
+        grow, prune = grow.add_(zero_or_infinite(removed)), prune.add_(zero_or_infinite(kept))
+        return RowCriteria(contribution, error, grow, prune)
+
+
+def zero_or_infinite(can_move: Tensor) -> Tensor:
+    """In place: 0 where a weight can move (1), infinity where it cannot (0)."""
+    return can_move.reciprocal_().sub_(1)
 
 
 def norm_with(size: Tensor, mask: Mask, p: float) -> Tensor:

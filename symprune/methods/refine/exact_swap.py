@@ -1,4 +1,4 @@
-"""What a refinement reports, and `ExactSwap`: the refiner that knows the whole Gram matrix of the inputs."""
+"""`ExactSwap`: the refiner that knows the whole Gram matrix of the inputs."""
 
 import math
 from dataclasses import dataclass
@@ -14,20 +14,19 @@ from symprune.methods.masks import NM, Unstructured
 from symprune.methods.refine.refinement import Refinement, check_cycles
 from symprune.methods.stats import LayerStats, at_least_float32
 
-PART = 2**22  # entries of a weight worked on at a time, so that memory stays bounded
+ENTRIES_PER_PART = 2**22  # of a weight, worked on at a time so that memory stays bounded
 
 
 @dataclass(frozen=True)
 class ExactSwap:
-    """Swaps by their exact effect on ||X (w_hat - w)||^2, from the Gram matrix G = X^T X of the inputs; ours,
-    beyond the paper.
+    """Swaps by their exact effect on ||X (w_hat - w)||^2, from the Gram matrix of the inputs; our own.
 
-    With h = G (w_hat - w), growing k changes a row's objective by 2 w[k] h[k] + w[k]^2 G[k, k], and pruning j
-    after it by w[j]^2 G[j, j] - 2 w[j] (h[j] + w[k] G[j, k]). A cycle takes the best k, then the best j given
-    it (N:M: the best pair of any block), while the sum is an improvement. No row's objective rises; but it is
-    measured on the calibration inputs, which many cycles overfit: the default was best on validation text
-    (notebook 08_ablation). G takes 4 * d_in^2 bytes in float32. linears: which the pipeline refines, "all",
-    "attention" or "mlp".
+    With G = X^T X the Gram matrix and h = G (w_hat - w), growing k changes a row's objective by
+    2 w[k] h[k] + w[k]^2 G[k, k], and pruning j after it by w[j]^2 G[j, j] - 2 w[j] (h[j] + w[k] G[j, k]).
+    A cycle takes the best k, then the best j given it (N:M: the best pair of any block), while the sum is an
+    improvement. No row's objective rises; but it is measured on the calibration inputs, which many cycles
+    overfit: the default was best on validation text (notebook 08_ablation). G takes 4 * d_in^2 bytes in
+    float32. linears: which the pipeline refines, "all", "attention" or "mlp".
     """
 
     max_cycles: int = 10
@@ -55,7 +54,7 @@ class ExactSwap:
         weight = at_least_float32(weight)
         gram = stats.gram.to(weight)
         block = pattern.m if isinstance(pattern, NM) else None
-        step = max(1, PART // d_in)
+        step = max(1, ENTRIES_PER_PART // d_in)
         parts = (
             self._refine(*rows, gram, block)
             for rows in zip(weight.split(step), mask.split(step), strict=True)
@@ -70,8 +69,9 @@ class ExactSwap:
     def _refine(
         self, weight: Tensor, mask: Tensor, gram: Tensor, block: int | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mask, swaps and objective before and after of some rows; a row without an improving swap is as it
-        was, and stays so.
+        """Mask, swaps and objective before and after of some rows.
+
+        A row without a swap that improves it is as it was, and stays so.
         """
         refined, rows = mask.clone(), torch.arange(len(weight), device=weight.device)
         cycles = torch.zeros_like(rows)
@@ -115,8 +115,9 @@ def objective(weight: Weight, mask: Mask, gram: Float[Tensor, "d_in d_in"]) -> F
 def best_of_blocks(
     weight: Weight, gram: Float[Tensor, "d_in d_in"], grow: Weight, prune: Weight, block: int
 ) -> tuple[Float[Tensor, " d_out"], Int[Tensor, " d_out"], Int[Tensor, " d_out"]]:
-    """The change, the weight grown and the weight pruned of each row's best swap inside a block, from the
-    change of each step alone.
+    """The change, the weight grown and the weight pruned of each row's best swap inside a block.
+
+    grow, prune: the change that each step makes alone.
     """
     shape = (len(weight), -1, block)
     w, grow, prune = (x.reshape(shape) for x in (weight, grow, prune))

@@ -13,11 +13,11 @@ LINEARS = ("all", "attention", "mlp")
 
 @dataclass(frozen=True)
 class Refinement:
-    """A refined mask and what it took: rows with at least one swap, most cycles of any row, swaps, mean error
-    of a row before and after.
+    """A refined mask and what it took.
 
-    The error is the refiner's own: |sum of removed contributions| for DSnoT and R2DSnoT, ||X (w_hat - w)||^2
-    for ExactSwap.
+    n_rows: with at least one swap. cycles: the most of any row. error_before, error_after: the mean over the
+    rows of the refiner's own error, which is |sum of removed contributions| for DSnoT and R2DSnoT, and
+    ||X (w_hat - w)||^2 for ExactSwap.
     """
 
     mask: Mask
