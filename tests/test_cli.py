@@ -454,7 +454,7 @@ def test_an_interrupt_leaves_nothing_and_says_so(capsys, small, tmp_path, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("symprune.cli.commands.provenance", interrupt)
+    monkeypatch.setattr("symprune.cli.pruning.provenance", interrupt)
     code, _, err = call(capsys, *small, "--out", tmp_path / "pruned")
     assert code == 130
     assert err == "symprune: interrupted; what was finished is kept\n"

@@ -1,0 +1,56 @@
+"""The commands that measure a model, and fetch what it is measured on: eval, fetch."""
+
+import argparse
+from pathlib import Path
+
+from symprune import models
+from symprune.cli.common import Answer, load_model, shows_progress, tell
+from symprune.measure.perplexity import perplexity
+from symprune.measure.zero_shot import zero_shot
+from symprune.text import corpora, fetch, tasks
+
+
+def run_eval(args: argparse.Namespace) -> Answer:
+    """Perplexity of a model, or with --tasks its zero-shot accuracy."""
+    return _accuracy(args) if args.tasks else _perplexity(args)
+
+
+def _perplexity(args: argparse.Namespace) -> Answer:
+    windows = corpora.evaluation_windows(
+        args.corpus, models.load_tokenizer(args.model), args.seq_len, args.n_eval, args.split
+    )
+    value = perplexity(load_model(args), windows, batch_size=args.batch_size, progress=shows_progress(args))
+    stderr = value.stderr if value.n_windows > 1 else None
+    facts = {
+        "perplexity": float(value),
+        "stderr": stderr,
+        "tokens": value.n_tokens,
+        "windows": value.n_windows,
+    }
+    return Answer(
+        {**facts, "digest": corpora.digest(windows)}, f"perplexity {value!r} on {args.corpus} ({args.split})"
+    )
+
+
+def _accuracy(args: argparse.Namespace) -> Answer:
+    loaded = tasks.load_tasks(args.tasks.split(","))  # before the model: a wrong name costs no minutes
+    model, tokenizer = load_model(args), models.load_tokenizer(args.model)
+    result = zero_shot(model, tokenizer, loaded, args.limit, args.batch_size, progress=shows_progress(args))
+    columns = ("acc", "stderr", "n", "version", "acc_norm")
+    scores = {name: {key: getattr(score, key) for key in columns} for name, score in result.scores.items()}
+    for score in scores.values():
+        score["stderr"] = score["stderr"] if score["n"] > 1 else None
+    return Answer(
+        {"mean": result.mean, "tasks": scores},
+        "\n".join([*map(str, result.scores.values()), f"mean {result.mean:.4f}"]),
+    )
+
+
+def run_fetch(args: argparse.Namespace) -> Answer:
+    """Copy benchmark data from the hub into a folder."""
+    done = fetch.fetch(Path(args.out), args.names or fetch.NAMES, lambda line: tell(args, line))
+    text = (
+        f"{len(done.written)} files written, {len(done.kept)} were there: set"
+        f" SYMPRUNE_DATA={Path(args.out).resolve()}"
+    )
+    return Answer({"out": args.out, "written": done.written, "kept": done.kept}, text)
