@@ -16,6 +16,7 @@ from symprune.measure.experiment import Experiment
 from symprune.models.layers import copy_weights, named_linears
 from symprune.models.load import load_model
 from symprune.text import corpora
+from symprune.text.embedded import embedded_articles, embedded_titles
 from symprune.text.tasks import CONTINUATION, TASKS, continuation_examples, identity, load_tasks
 
 FOLDER = os.environ.get("SYMPRUNE_DATA")  # before a fixture takes it away
@@ -64,7 +65,7 @@ def by_definition(model, tokenizer, n: int) -> tuple[list[bool], list[bool]]:
 
 
 def test_continuations_are_true_ones_among_others_of_the_same_article():
-    articles, titles = corpora.embedded_articles(), set(corpora.embedded_titles("evaluation"))
+    articles, titles = embedded_articles(), set(embedded_titles("evaluation"))
     rows = continuation_examples()
     assert len(rows) > 1000
     for row in rows:

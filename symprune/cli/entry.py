@@ -11,7 +11,7 @@ from symprune.cli.parser import build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command: 0 if it worked, 2 with a line on stderr for bad input, 1 for a bug or a failed notebook."""
+    """Run one command: 0 if it worked, 2 and one line on stderr for bad input, 1 for what failed otherwise."""
     args = settle(build_parser().parse_args(argv))
     module, function = args.run.split(".")
     try:

@@ -19,7 +19,7 @@ import yaml
 from symprune.base import paths
 from symprune.base.errors import UserError, unknown
 from symprune.models.load import quiet_transformers
-from symprune.text import corpora
+from symprune.text.embedded import embedded_articles, embedded_titles
 
 CONTINUATION = "continuation"
 
@@ -97,9 +97,9 @@ def continuation_examples(split: str = "evaluation") -> list[dict]:
     three other sentences, from other paragraphs of the same article. What is chosen and in which order is
     decided by hashes: the same everywhere, and the first n rows are of many articles.
     """
-    articles = corpora.embedded_articles()
+    articles = embedded_articles()
     rows = {}
-    for title in corpora.embedded_titles(split):
+    for title in embedded_titles(split):
         paragraphs = [_sentences(paragraph) for paragraph in articles[title].split("\n\n")]
         starts = [
             (p, s)
