@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from symprune.base.errors import UserError
-from symprune.cli.options import settle
+from symprune.cli.given import settle
 from symprune.cli.parser import build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command: 0 if it worked, 2 and one line on stderr for bad input, 1 for what failed otherwise."""
+    """Run one command: 0 if it worked, 2 and one line on stderr for bad input, 1 for all else that fails."""
     args = settle(build_parser().parse_args(argv))
     module, function = args.run.split(".")
     try:

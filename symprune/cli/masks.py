@@ -7,6 +7,7 @@ from symprune import models
 from symprune.base.files import require_disk, require_free
 from symprune.base.records import Record, provenance
 from symprune.cli.common import NOTE, Answer, about_model, bytes_of, load_model, save_model
+from symprune.cli.given import refuse
 from symprune.pruning import mask_files
 
 
@@ -47,6 +48,8 @@ def run_verify(args: argparse.Namespace) -> Answer:
     found = mask_files.load_masks(args.masks)
     applied = Path(args.masks).is_dir() and args.model is None
     name = args.masks if applied else args.model
+    if name is None:
+        refuse(args, "give --model, or the folder of a pruned model, with it", "layers_path")
     model = models.load_model(name, layers_path=args.layers_path) if name is not None else None
     facts = mask_files.verify_masks(found, model, applied)
     removed = f"{facts['sparsity']:.2%} of {facts['weights']} weights in {facts['linears']} linears removed"

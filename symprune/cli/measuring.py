@@ -5,6 +5,7 @@ from pathlib import Path
 
 from symprune import models
 from symprune.cli.common import Answer, load_model, shows_progress, tell
+from symprune.cli.given import refuse
 from symprune.measure.perplexity import perplexity
 from symprune.measure.zero_shot import zero_shot
 from symprune.text import corpora, fetch, tasks
@@ -12,7 +13,11 @@ from symprune.text import corpora, fetch, tasks
 
 def run_eval(args: argparse.Namespace) -> Answer:
     """Perplexity of a model, or with --tasks its zero-shot accuracy."""
-    return _accuracy(args) if args.tasks else _perplexity(args)
+    if args.tasks is None:
+        refuse(args, "give --tasks with it", "limit")
+        return _perplexity(args)
+    refuse(args, "--tasks bring their own text", "corpus", "seq_len", "split", "n_eval")
+    return _accuracy(args)
 
 
 def _perplexity(args: argparse.Namespace) -> Answer:

@@ -1,31 +1,9 @@
-"""Options that several commands share, what their values may be, and which of them were given."""
+"""Options that several commands share, and what values they take."""
 
 import argparse
 import re
-from dataclasses import dataclass
-from typing import Any
 
-
-@dataclass(frozen=True)
-class Default:
-    """The value of an option that is not given: help shows it, and `settle` puts it in place."""
-
-    value: Any
-
-    def __str__(self):
-        return str(self.value)
-
-
-def settle(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments with every default in place, and as `given` the names of the options that were typed."""
-    values = vars(args)
-    unset = {
-        name
-        for name, value in values.items()
-        if value is None or value is False or isinstance(value, Default)
-    }
-    defaults = {name: values[name].value for name in unset if isinstance(values[name], Default)}
-    return argparse.Namespace(**{**values, **defaults, "given": values.keys() - unset})
+from symprune.cli.given import Default
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import sys
 
 import symprune
 from symprune.cli import options
-from symprune.cli.options import Default
+from symprune.cli.given import Default
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--pattern",
         default=Default("unstructured"),
-        help="unstructured, or n:m to keep n of every m: 2:4, 4:8 (default: %(default)s)",
+        help="n:m to keep n of every m: 2:4, 4:8; else 0.6, '0.6 per layer', or %(default)s (the default),"
+        " which --sparsity and --group describe",
     )
     p.add_argument(
         "--sparsity",

@@ -19,9 +19,8 @@ from symprune.cli.common import (
     shows_progress,
     tell,
 )
-from symprune.methods.recipe import Recipe, parse_method, parse_pattern
-from symprune.methods.refine import REFINERS
-from symprune.methods.scores import SCORES
+from symprune.cli.given import given, refuse
+from symprune.methods.recipe import Recipe, parse_pattern
 from symprune.pruning import mask_files, stats_files
 from symprune.pruning.calibrate import OUTPUT_SIDES, accumulate
 from symprune.pruning.cost import batch_size_of
@@ -30,18 +29,16 @@ from symprune.pruning.prune import PROPAGATE, PruneReport, prune
 from symprune.pruning.stream import prune_checkpoint
 from symprune.text import corpora
 
+_WINDOWS = ("corpus", "n_calib", "seq_len", "seed")  # what the calibration windows depend on
+
 
 def run_prune(args: argparse.Namespace) -> Answer:
     """Prune a model, in memory or streamed, and save it, its masks, or both."""
-    refine = parse_method("refinement", args.refine, REFINERS) if args.refine != "none" else None
-    recipe = Recipe(
-        parse_method("score", args.score, SCORES),
-        parse_pattern(args.pattern, args.sparsity, args.group),
-        refine,
-    )
-    propagate = args.propagate or ("dense" if args.statistics else "pruned")
+    recipe = Recipe(args.score, parse_pattern(args.pattern, args.sparsity, args.group), args.refine)
+    propagate = args.propagate or ("pruned" if args.statistics is None else "dense")
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
+    _refuse_contradictions(args)
     _require_targets(args)
     tokenizer = models.load_tokenizer(args.model)
     about = about_model(args)
@@ -51,20 +48,41 @@ def run_prune(args: argparse.Namespace) -> Answer:
     report, record = how(args, tokenizer, calibration, recipe, propagate, run)
     saved = " and ".join(filter(None, [args.out, args.masks]))
     facts = {"out": args.out, "masks": args.masks, **record.metrics, "note": NOTE}
-    return Answer(facts, f"{report}\nsaved to {saved}; {NOTE}")
+    text = f"{report}\nsaved to {saved}; {NOTE}"
+    # No contradiction, for one line of options may serve many scores; but it is told.
+    unread = "" if recipe.uses else given(args, *_WINDOWS, "batch_size", "statistics", "propagate")
+    if unread:
+        facts["not_read"] = unread
+        text = f"{text}\n{recipe.label} reads no calibration text: {unread} changed nothing"
+    return Answer(facts, text)
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    if args.pattern != "unstructured":
+        refuse(
+            args, f"--pattern {args.pattern} says itself how many weights are removed", "sparsity", "group"
+        )
+    if args.statistics is not None:
+        refuse(args, "--statistics take the place of calibration windows", *_WINDOWS, "batch_size")
+        if args.propagate == "pruned":
+            refuse(args, "--statistics are of the dense model alone", "propagate")
+    if args.stream:
+        refuse(args, "--stream writes masks into --out, beside the model", "masks")
+        refuse(args, "--stream begins again after a kill", "work")
+        refuse(args, "--stream finds decoder layers by itself", "layers_path")
+    else:
+        refuse(args, "give --stream with it", "memory")
 
 
 def _require_targets(args: argparse.Namespace) -> None:
-    if args.stream and (not args.out or args.masks or args.work or args.layers_path):
-        raise UserError("--stream needs --out, and goes without --masks, --work and --layers-path")
-    if args.memory is not None and not args.stream:
-        raise UserError("--memory is a budget for --stream: give both")
-    if not args.out and not args.masks:
+    if args.stream and args.out is None:
+        raise UserError("--stream writes a pruned model: give --out DIR")
+    if args.out is None and args.masks is None:
         raise UserError(
             "nothing to write: give --out DIR for the pruned model, --masks FILE for its masks alone, or both"
         )
     for option, target in [("--out", args.out), ("--masks", args.masks)]:
-        if target:
+        if target is not None:
             require_free(Path(target), option)
 
 
@@ -72,14 +90,14 @@ def _calibration(
     args: argparse.Namespace, recipe: Recipe, propagate: str, tokenizer, weights: str
 ) -> tuple[Any, dict | None]:
     """Statistics or windows for the recipe (None: it reads neither), and what a record says of them."""
-    if args.statistics:
+    if args.statistics is not None:
         found = stats_files.load(args.statistics)
         _require_statistics_of(found, args, recipe, weights)
         return found.statistics, {"propagate": "dense", "asked": found.asked, "parts": found.parts}
     if not recipe.uses:
         return None, None
     windows = _calibration_windows(args, tokenizer)
-    asked = {name: getattr(args, name) for name in ("corpus", "n_calib", "seq_len", "seed")}
+    asked = {name: getattr(args, name) for name in _WINDOWS}
     return windows, {**asked, "propagate": propagate, "windows": corpora.digest(windows)}
 
 
@@ -144,6 +162,10 @@ def run_calibrate(args: argparse.Namespace) -> Answer:
         raise unknown("statistic to gather", name, stats_files.OPTIONAL)
     if args.output_side not in OUTPUT_SIDES:
         raise unknown("output side", args.output_side, OUTPUT_SIDES)
+    if "output_norm" not in uses:
+        refuse(args, "give --gather output_norm with it", "output_side")
+    elif args.output_side == "gradients":
+        refuse(args, "--output-side gradients are gathered window by window", "batch_size")
     windows, part = _shard(args, _calibration_windows(args, models.load_tokenizer(args.model)))
     model = load_model(args)
     how = {"output_side": args.output_side, "batch_size": batch_size_of(args.batch_size, model, windows)}

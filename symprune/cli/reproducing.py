@@ -3,8 +3,8 @@
 import argparse
 from dataclasses import replace
 
-from symprune.base.errors import UserError
 from symprune.cli.common import Answer
+from symprune.cli.given import refuse
 from symprune.measure import executors
 from symprune.methods.recipe import parse_method
 from symprune.paper import reproduce, verify
@@ -13,18 +13,17 @@ from symprune.paper import reproduce, verify
 def run_reproduce(args: argparse.Namespace) -> Answer:
     """Execute the notebooks under a profile, or only measure a shard of what they ask."""
     if args.shard:
-        if args.executor or args.again:
-            raise UserError("--shard only measures, in this process: it goes without --executor and --again")
+        refuse(args, "--shard only measures, in this process", "executor", "address", "again")
         records = reproduce.measure_shard(
             args.notebooks, args.profile, executors.Shard(*args.shard), show=not args.json
         )
         return Answer(
             {"records": str(records)}, f"all is on record in {records}: `symprune reproduce` draws it"
         )
-    executor = parse_method("executor", args.executor, {"ray": executors.Ray}) if args.executor else None
+    if args.executor is None:
+        refuse(args, "give --executor ray with it", "address")
+    executor = args.executor and parse_method("executor", args.executor, {"ray": executors.Ray})
     if args.address is not None:
-        if executor is None:
-            raise UserError("--address is where a Ray cluster is: give --executor ray with it")
         executor = replace(executor, address=args.address)
     report = reproduce.reproduce(
         args.notebooks, args.profile, show=not args.json, again=args.again, executor=executor
