@@ -111,6 +111,17 @@ def first_entry(value: float):
     return change
 
 
+@pytest.fixture
+def beyond(checkpoint, tmp_path) -> Path:
+    """A model whose tokenizer knows more tokens than its embedding has rows."""
+    model = load_model(str(checkpoint))
+    model.resize_token_embeddings(100)
+    model.save_pretrained(tmp_path / "beyond")
+    for file in checkpoint.glob("tok*"):
+        shutil.copy(file, tmp_path / "beyond")
+    return tmp_path / "beyond"
+
+
 # Good runs.
 
 
@@ -410,6 +421,26 @@ def test_defaults_that_help_shows_are_those_that_are_taken():
 def test_an_unknown_model_is_named_with_the_way_out(refused, command, model, words):
     line = refused(command[0], model, *command[1:])
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prune", "--n-calib", "2", "--out", "out"],
+        ["prune", "--n-calib", "2", "--out", "out", "--stream", "--json"],
+        ["calibrate", "--n-calib", "2", "--out", "out"],
+        ["eval"],
+    ],
+    ids=" ".join,
+)
+def test_tokens_that_the_model_does_not_know_are_named(refused, beyond, corpus, command):
+    line = refused(command[0], beyond, *command[1:], "--corpus", corpus, "--seq-len", 32)
+    assert re.search(r"token id \d+ is not in the vocabulary of .*beyond, whose embedding has 100 rows", line)
+
+
+def test_zero_shot_names_them_too(refused, beyond):
+    line = refused("eval", beyond, "--tasks", "continuation", "--limit", 2)
+    assert "whose embedding has 100 rows" in line
 
 
 def test_a_folder_without_config_or_weights_is_no_model(refused, checkpoint, corpus, tmp_path):
