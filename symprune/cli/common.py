@@ -60,6 +60,6 @@ def tell(args: argparse.Namespace, news: object) -> None:
         print(news, file=sys.stderr, flush=True)
 
 
-def shows_progress(args: argparse.Namespace) -> bool:
+def progress_bars(args: argparse.Namespace) -> bool:
     """Whether somebody watches."""
     return not args.json and sys.stderr.isatty()

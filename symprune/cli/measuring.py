@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from symprune import models
-from symprune.cli.common import Answer, load_model, shows_progress, tell
+from symprune.cli.common import Answer, load_model, progress_bars, tell
 from symprune.cli.given import refuse
 from symprune.measure.perplexity import perplexity
 from symprune.measure.zero_shot import zero_shot
@@ -24,7 +24,7 @@ def _perplexity(args: argparse.Namespace) -> Answer:
     windows = corpora.evaluation_windows(
         args.corpus, models.load_tokenizer(args.model), args.seq_len, args.n_eval, args.split
     )
-    value = perplexity(load_model(args), windows, batch_size=args.batch_size, progress=shows_progress(args))
+    value = perplexity(load_model(args), windows, batch_size=args.batch_size, progress=progress_bars(args))
     stderr = value.stderr if value.n_windows > 1 else None
     facts = {
         "perplexity": float(value),
@@ -40,7 +40,7 @@ def _perplexity(args: argparse.Namespace) -> Answer:
 def _accuracy(args: argparse.Namespace) -> Answer:
     loaded = tasks.load_tasks(args.tasks.split(","))  # before the model: a wrong name costs no minutes
     model, tokenizer = load_model(args), models.load_tokenizer(args.model)
-    result = zero_shot(model, tokenizer, loaded, args.limit, args.batch_size, progress=shows_progress(args))
+    result = zero_shot(model, tokenizer, loaded, args.limit, args.batch_size, progress=progress_bars(args))
     columns = ("acc", "stderr", "n", "version", "acc_norm")
     scores = {name: {key: getattr(score, key) for key in columns} for name, score in result.scores.items()}
     for score in scores.values():

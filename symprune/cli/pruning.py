@@ -14,9 +14,9 @@ from symprune.cli.common import (
     about_model,
     bytes_of,
     load_model,
+    progress_bars,
     save_beside,
     save_model,
-    shows_progress,
     tell,
 )
 from symprune.cli.given import given, refuse
@@ -123,7 +123,7 @@ def _prune_in_memory(
     model = load_model(args)
     if args.out:
         require_disk(Path(args.out), bytes_of(model))
-    options = {"batch_size": args.batch_size, "work": args.work, "progress": shows_progress(args)}
+    options = {"batch_size": args.batch_size, "work": args.work, "progress": progress_bars(args)}
     report = prune(model, calibration, recipe, propagate, keep_masks=True, **options)
     record = _record(run, report)
     if args.masks:
@@ -145,7 +145,7 @@ def _prune_streamed(
         save_beside(folder, tokenizer, records[0])
 
     options = {name: getattr(args, name) for name in ("dtype", "device", "batch_size", "memory")} | {
-        "progress": shows_progress(args)
+        "progress": progress_bars(args)
     }
     calls = {"planned": lambda plan: tell(args, plan), "finishing": finishing}
     report = prune_checkpoint(
@@ -171,7 +171,7 @@ def run_calibrate(args: argparse.Namespace) -> Answer:
     how = {"output_side": args.output_side, "batch_size": batch_size_of(args.batch_size, model, windows)}
     where = {"dtype": args.dtype, "device": args.device, "seq_len": args.seq_len}
     asked = stats_files.asked(models.fingerprint(args.model), uses, **where, **how)
-    sums = accumulate(model, windows, uses, progress=shows_progress(args), **how)
+    sums = accumulate(model, windows, uses, progress=progress_bars(args), **how)
     return _save_statistics(args, stats_files.Calibration(sums, asked, [part]))
 
 
