@@ -81,9 +81,7 @@ _load_tokenizer_once = functools.cache(load_tokenizer)
 
 @pytest.fixture
 def small(checkpoint, corpus, monkeypatch):
-    """Arguments of a small prune, options appended override them; a tokenizer is read once for all of these
-    tests.
-    """
+    """Arguments of a small prune, which options appended override; all tests share one tokenizer."""
     monkeypatch.setattr("symprune.models.load_tokenizer", _load_tokenizer_once)
     return ["prune", checkpoint, "--corpus", corpus, "--seq-len", 32, "--n-calib", 2, "--out", "out/pruned"]
 

@@ -1,6 +1,4 @@
-"""Calibration and evaluation windows: the embedded corpus, hub corpora in a local folder, files, and the
-published samplers.
-"""
+"""Calibration and evaluation windows: embedded, from the hub's files, from one's own; published samplers."""
 
 import bz2
 import gzip

@@ -39,9 +39,7 @@ def run_doctor(args: argparse.Namespace) -> Answer:
 
 
 def examine() -> list[Finding]:
-    """Processor, memory, disk, GPU, the faster dtype, embedded model and corpus, hub, local data, Jupyter
-    tools.
-    """
+    """Processor, memory, disk, GPU, dtype, embedded model and corpus, hub, local data, Jupyter tools."""
     import psutil
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(paths.ROOT)

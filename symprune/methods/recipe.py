@@ -60,9 +60,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, plain: dict) -> "Recipe":
-        """The recipe that `to_dict` described; raises UserError for a name or a hyperparameter that is not
-        known.
-        """
+        """The recipe that `to_dict` described; raises UserError for a name or hyperparameter not known."""
         registries = {"score": SCORES, "pattern": PATTERNS, "refine": REFINERS}
         parts = {}
         for part, method in plain.items():
@@ -79,8 +77,9 @@ class Recipe:
 
 
 def method_dict(method: Any) -> dict:
-    """Name and hyperparameters of a score, pattern or refiner: the same for equal ones, and JSON (which knows
-    no infinity).
+    """Name and hyperparameters of a score, pattern or refiner as JSON, which knows no infinity.
+
+    Equal methods have equal ones.
     """
     values = {f.name: float(value) if f.type is float else value for f, value in _fields(method)}
     return {
@@ -109,9 +108,7 @@ def pattern_label(pattern: Unstructured | NM) -> str:
 
 
 def parse_method(kind: str, text: str, registry: dict) -> Any:
-    """A score or refiner from `name` or `name(field=literal, ...)`; raises UserError that names what is
-    wrong.
-    """
+    """A score or refiner from `name` or `name(field=literal, ...)`; raises UserError for any other text."""
     try:
         tree = ast.parse(text.strip().replace("=inf", "='inf'"), mode="eval").body
         call = tree if isinstance(tree, ast.Call) else ast.Call(func=tree, args=[], keywords=[])

@@ -52,8 +52,7 @@ _SINGLE = ("wikitext2", "lee")  # corpora whose lines are shorter than a window:
 def calibration_windows(
     corpus: str, tokenizer, n_calib: int, seq_len: int, seed: int, split: str = "calibration"
 ) -> Windows:
-    """n_calib random windows of seq_len tokens, each from a document drawn until it is longer than the
-    window.
+    """n_calib random windows of seq_len tokens, each of a document that is longer than the window.
 
     The published samplers (Wanda, RIA, DSnoT): `random.seed(seed)`, a document, then a start, so a seed picks
     their windows. Of a single document only starts are drawn; WikiText-2, whose lines are no documents, is
@@ -78,8 +77,7 @@ def calibration_windows(
         draws_left -= 1
         index = rng.randint(0, len(texts) - 1) if len(texts) > 1 else 0
         if index not in tokens:
-            # A token is at least one byte: text shorter than the window in bytes need not be tokenised to be
-            # refused.
+            # A token is at least one byte: text of fewer bytes than the window is refused untokenised.
             tokens[index] = tokenize(tokenizer, texts[index]) if len(texts[index].encode()) > seq_len else []
         ids = tokens[index]
         if len(ids) > seq_len:
@@ -98,8 +96,7 @@ def calibration_windows(
 def evaluation_windows(
     corpus: str, tokenizer, seq_len: int, n_windows: int | None = None, split: str = "evaluation"
 ) -> Windows:
-    """The split joined by blank lines, tokenised whole and cut into consecutive windows of seq_len tokens
-    (Wanda's convention).
+    """The split joined by blank lines, tokenised whole and cut into consecutive windows (Wanda's convention).
 
     n_windows: take that many, spread evenly over the split (ours: the published code would take the first);
     None takes all. Raises UserError if the corpus is shorter than one window.
@@ -124,9 +121,7 @@ def tokenize(tokenizer, text: str) -> list[int]:
 
 
 def adds_bos(tokenizer) -> bool:
-    """Whether the tokenizer puts a beginning-of-sequence token before a text: on some models perplexity hangs
-    on it.
-    """
+    """Whether a text's tokens begin with a beginning-of-sequence token: perplexity may hang on it."""
     return tokenize(tokenizer, "a")[:1] == [tokenizer.bos_token_id]
 
 
@@ -175,16 +170,12 @@ def _no_such(corpus: str) -> UserError:
 
 
 def _lee_documents() -> list[str]:
-    """300 short news items of the Australian Broadcasting Corporation, 2000 to 2002 (Lee, Pincombe and Welsh,
-    2005), one a line.
-    """
+    """300 short news items of the Australian Broadcasting Corporation, 2000 to 2002 (Lee et al., 2005)."""
     return gensim_file("lee_background.cor").read_text(encoding="utf-8").splitlines()
 
 
 def _python_sources() -> list[str]:
-    """The standard library's top-level modules, of the running Python: which text that is differs from
-    version to version.
-    """
+    """The top-level modules of the running Python's standard library: not the same in every version."""
     return [
         file.read_text(encoding="utf-8") for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     ]

@@ -17,8 +17,7 @@ from symprune.base.errors import UserError
 
 SPLITS = ("calibration", "validation", "evaluation")
 
-# One deal of ten articles in the order of sha256(title): calibrate on the first six, choose on two, report on
-# two.
+# Of every ten articles in the order of sha256(title): calibrate on six, choose on two, report on two.
 _DEAL = {"calibration": range(0, 6), "validation": range(6, 8), "evaluation": range(8, 10)}
 
 
@@ -30,8 +29,7 @@ def embedded_titles(split: str) -> list[str]:
 
 @functools.cache
 def embedded_articles() -> dict[str, str]:
-    """Title -> cleaned text of the English Wikipedia sample that ships in the gensim wheel (May 2016, CC
-    BY-SA).
+    """Title -> cleaned text of the English Wikipedia sample in the gensim wheel (May 2016, CC BY-SA).
 
     Kept: namespace 0, no redirect, no list, no disambiguation page; paragraphs of at least 80 characters;
     articles of at least 1500.
@@ -81,9 +79,7 @@ _APPENDIX = re.compile(
 
 
 def _clean(text: str) -> str:
-    """Prose alone: no appendices, quote runs, headings, list markers, emptied parentheses, table rows or
-    short lines.
-    """
+    """Prose alone: no appendices, headings, markup, emptied parentheses, table rows or short lines."""
     if appendix := _APPENDIX.search(text):
         text = text[: appendix.start()]
     text = re.sub(r"'{2,}", "", text)
