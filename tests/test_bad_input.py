@@ -1,6 +1,4 @@
-"""Whatever is typed or found in a file: exit code 2, one line on stderr, nothing on stdout, no file made or
-touched.
-"""
+"""Whatever is typed or found in a file: exit code 2, one line on stderr, nothing else printed or written."""
 
 import re
 import shutil
@@ -29,9 +27,7 @@ def pruned(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def refused(capfd, tmp_path, monkeypatch, pruned):
-    """Runs a command in a folder with former work in it; it must be refused and leave everything as it was.
-    Returns the line.
-    """
+    """Runs a command that must be refused and leave former work as it was; returns the line it printed."""
     work = tmp_path / "work"
     if not work.exists():
         (work / "former").mkdir(parents=True)

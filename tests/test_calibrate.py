@@ -5,10 +5,10 @@ import tiny
 import torch
 from torch import nn
 
-from symprune import UserError
+from symprune import UserError, perplexity
 from symprune.models import devices
 from symprune.models.layers import decoder_layers, named_linears, weight_view
-from symprune.pruning.calibrate import collecting, gather
+from symprune.pruning.calibrate import collecting, gather, linear_activations
 from symprune.pruning.runner import LayerRunner
 
 ALL_FIELDS = {"input_norm", "input_mean", "input_var", "input_var_within", "output_norm"}
@@ -126,6 +126,29 @@ def test_memory_does_not_depend_on_the_positions_a_model_could_take():
 def test_windows_the_model_cannot_take_are_refused(n, seq_len, named):
     with pytest.raises(UserError, match=named):
         gather(tiny.model(), torch.ones(n, seq_len, dtype=torch.long))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize(
+    ("token", "known"), [(95, True), (96, False), (10**6, False), (-1, False), (0, True)]
+)
+def test_a_token_without_a_row_in_the_embedding_is_named_with_the_vocabulary(family, token, known):
+    model, windows = tiny.model(family), tiny.windows(3)
+    windows[1, 4] = token
+    for run in (gather, LayerRunner, perplexity, linear_activations_of_the_first):
+        if known:
+            run(model, windows)
+            continue
+        with pytest.raises(UserError, match=f"token id {token} is not in the vocabulary of .* has 96 rows"):
+            run(model, windows)
+
+
+def linear_activations_of_the_first(model, windows):
+    return linear_activations(model, windows, [next(iter(named_linears(model)))])
+
+
+def test_an_embedding_with_more_rows_than_the_tokenizer_has_tokens_is_no_fault():
+    assert gather(tiny.model(vocab_size=128), tiny.windows(2))
 
 
 def test_broken_weights_are_named_where_they_show():

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from symprune.base import paths
 from symprune.base.records import Record
 from symprune.cli import main, parser
+from symprune.cli.given import settle
+from symprune.cli.parser import build_parser
 from symprune.methods.recipe import Recipe
 from symprune.models.layers import named_linears
 from symprune.models.load import load_model, load_tokenizer
@@ -79,9 +81,7 @@ _load_tokenizer_once = functools.cache(load_tokenizer)
 
 @pytest.fixture
 def small(checkpoint, corpus, monkeypatch):
-    """Arguments of a small prune, options appended override them; a tokenizer is read once for all of these
-    tests.
-    """
+    """Arguments of a small prune, which options appended override; all tests share one tokenizer."""
     monkeypatch.setattr("symprune.models.load_tokenizer", _load_tokenizer_once)
     return ["prune", checkpoint, "--corpus", corpus, "--seq-len", 32, "--n-calib", 2, "--out", "out/pruned"]
 
@@ -107,6 +107,17 @@ def first_entry(value: float):
         return tensor
 
     return change
+
+
+@pytest.fixture
+def beyond(checkpoint, tmp_path) -> Path:
+    """A model whose tokenizer knows more tokens than its embedding has rows."""
+    model = load_model(str(checkpoint))
+    model.resize_token_embeddings(100)
+    model.save_pretrained(tmp_path / "beyond")
+    for file in checkpoint.glob("tok*"):
+        shutil.copy(file, tmp_path / "beyond")
+    return tmp_path / "beyond"
 
 
 # Good runs.
@@ -313,6 +324,86 @@ def test_eval_refuses_bad_options_with_one_line(refused, checkpoint, corpus, opt
     assert all(word in line for word in words), line
 
 
+CONTRADICTIONS = [
+    ("prune MODEL --out a --pattern 2:4 --sparsity 0.9", ["--sparsity", "--pattern 2:4"]),
+    ("prune MODEL --out a --pattern 2:4 --sparsity 0.5", ["--sparsity", "--pattern 2:4"]),
+    ("prune MODEL --out a --pattern 2:4 --sparsity 0.9 --group layer", ["--sparsity, --group", "2:4"]),
+    ("prune MODEL --out a --pattern 4:8 --group output", ["--group", "--pattern 4:8"]),
+    ("prune MODEL --out a --pattern 0.6 --sparsity 0.6", ["--sparsity", "--pattern 0.6"]),
+    *(
+        (
+            f"prune MODEL --out a --statistics MASKS --{option}",
+            [f"--{option.split()[0]} would", "--statistics"],
+        )
+        for option in ["corpus c4", "n-calib 16", "seq-len 32", "seed 0", "batch-size 2", "propagate pruned"]
+    ),
+    *(
+        (f"prune MODEL --out a --stream --{option}", [f"--{option.split()[0]} would", "--stream"])
+        for option in ["masks m", "work w", "layers-path model.layers"]
+    ),
+    ("prune MODEL --stream", ["--stream", "--out DIR"]),
+    ("prune MODEL --out a --memory 6GiB", ["--memory", "give --stream"]),
+    *(
+        (f"eval MODEL --tasks continuation --{option}", [f"--{option.split()[0]} would", "--tasks"])
+        for option in ["corpus embedded", "seq-len 512", "split evaluation", "n-eval 2"]
+    ),
+    ("eval MODEL --limit 3", ["--limit", "give --tasks"]),
+    ("eval MODEL --tasks=", ["unknown task"]),
+    ("calibrate MODEL --out a --output-side gradients", ["--output-side", "give --gather output_norm"]),
+    ("calibrate MODEL --out a --output-side activations --gather gram", ["--output-side", "output_norm"]),
+    (
+        "calibrate MODEL --out a --gather output_norm --output-side gradients --batch-size 2",
+        ["--batch-size", "gradients"],
+    ),
+    ("verify MASKS --layers-path model.layers", ["--layers-path", "--model"]),
+    ("reproduce --shard 1/2 --again", ["--again", "--shard"]),
+    ("reproduce --shard 1/2 --address x --executor ray", ["--executor, --address", "--shard"]),
+    ("reproduce --address x", ["--address", "--executor ray"]),
+]
+
+
+@pytest.fixture(scope="module")
+def masks(checkpoint, tmp_path_factory) -> Path:
+    """A mask file."""
+    file = tmp_path_factory.mktemp("masks") / "m.safetensors"
+    assert main(["prune", str(checkpoint), "--score", "magnitude", "--masks", str(file)]) == 0
+    return file
+
+
+@pytest.mark.parametrize(("line", "words"), CONTRADICTIONS, ids=[line for line, _ in CONTRADICTIONS])
+def test_an_option_that_would_be_ignored_is_refused(refused, checkpoint, masks, monkeypatch, line, words):
+    monkeypatch.setattr("symprune.models.load_model", None)  # refused before anything is loaded
+    places = {"MODEL": str(checkpoint), "MASKS": str(masks)}
+    said = refused(*[places.get(word, word) for word in line.split()])
+    assert all(word in said for word in words), said
+
+
+def test_what_a_score_without_statistics_does_not_read_is_told(capsys, tmp_path, small):
+    options = ["--score", "magnitude", "--propagate", "dense"]
+    code, out, err = call(capsys, *small, *options, "--out", tmp_path / "a")
+    assert (code, err) == (0, "")
+    unread = "--corpus, --n-calib, --seq-len, --propagate"
+    assert out.endswith(f"\nmagnitude, 0.5 per output reads no calibration text: {unread} changed nothing\n")
+    code, out, _ = call(capsys, *small, *options, "--out", tmp_path / "b", "--json")
+    assert json.loads(out)["not_read"] == unread
+    code, out, _ = call(capsys, *small[:2], *options[:2], "--out", tmp_path / "c", "--json")
+    assert code == 0
+    assert "not_read" not in json.loads(out)
+
+
+def test_defaults_that_help_shows_are_those_that_are_taken():
+    parsed = build_parser().parse_args(["prune", "m", "--seed", "0", "--n-calib", "16", "--group=layer"])
+    args = settle(parsed)
+    assert (args.corpus, args.n_calib, args.seed, args.sparsity, args.stream) == (
+        "embedded",
+        16,
+        0,
+        0.5,
+        False,
+    )
+    assert args.given == {"model", "run", "seed", "n_calib", "group"}
+
+
 @pytest.mark.parametrize("command", [["prune", "--out", "out"], ["eval"]])
 @pytest.mark.parametrize(
     ("model", "words"),
@@ -328,6 +419,26 @@ def test_eval_refuses_bad_options_with_one_line(refused, checkpoint, corpus, opt
 def test_an_unknown_model_is_named_with_the_way_out(refused, command, model, words):
     line = refused(command[0], model, *command[1:])
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prune", "--n-calib", "2", "--out", "out"],
+        ["prune", "--n-calib", "2", "--out", "out", "--stream", "--json"],
+        ["calibrate", "--n-calib", "2", "--out", "out"],
+        ["eval"],
+    ],
+    ids=" ".join,
+)
+def test_tokens_that_the_model_does_not_know_are_named(refused, beyond, corpus, command):
+    line = refused(command[0], beyond, *command[1:], "--corpus", corpus, "--seq-len", 32)
+    assert re.search(r"token id \d+ is not in the vocabulary of .*beyond, whose embedding has 100 rows", line)
+
+
+def test_zero_shot_names_them_too(refused, beyond):
+    line = refused("eval", beyond, "--tasks", "continuation", "--limit", 2)
+    assert "whose embedding has 100 rows" in line
 
 
 def test_a_folder_without_config_or_weights_is_no_model(refused, checkpoint, corpus, tmp_path):
@@ -455,7 +566,7 @@ def test_an_interrupt_leaves_nothing_and_says_so(capsys, small, tmp_path, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("symprune.cli.commands.provenance", interrupt)
+    monkeypatch.setattr("symprune.cli.pruning.provenance", interrupt)
     code, _, err = call(capsys, *small, "--out", tmp_path / "pruned")
     assert code == 130
     assert err == "symprune: interrupted; what was finished is kept\n"

@@ -1,6 +1,4 @@
-"""Calibration and evaluation windows: the embedded corpus, hub corpora in a local folder, files, and the
-published samplers.
-"""
+"""Calibration and evaluation windows: embedded, from the hub's files, from one's own; published samplers."""
 
 import bz2
 import gzip
@@ -15,7 +13,8 @@ import pytest
 import torch
 
 from symprune import UserError
-from symprune.text import corpora
+from symprune.text import corpora, embedded
+from symprune.text.embedded import SPLITS, embedded_articles, embedded_titles
 
 MANIFEST = Path(__file__).parent / "manifest_embedded.json"
 
@@ -51,15 +50,15 @@ def documents(tmp_path) -> Path:
 
 def test_the_embedded_corpus_extracted_afresh_is_the_one_in_the_manifest(tmp_path, monkeypatch):
     monkeypatch.setenv("SYMPRUNE_CACHE", str(tmp_path))
-    corpora.embedded_articles.cache_clear()
+    embedded_articles.cache_clear()
     try:
-        articles = corpora.embedded_articles()
+        articles = embedded_articles()
     finally:
-        corpora.embedded_articles.cache_clear()
+        embedded_articles.cache_clear()
     manifest = json.loads(MANIFEST.read_text())
     assert articles.keys() == {title for split in manifest.values() for title in split["titles"]}
     for name, split in manifest.items():
-        titles = corpora.embedded_titles(name)
+        titles = embedded_titles(name)
         assert titles == split["titles"]
         assert sum(len(articles[title]) for title in titles) == split["characters"]
         assert sha256("\n\n".join(articles[title] for title in titles)) == split["sha256"]
@@ -67,9 +66,9 @@ def test_the_embedded_corpus_extracted_afresh_is_the_one_in_the_manifest(tmp_pat
 
 
 def test_every_article_is_dealt_to_one_split_by_the_hash_of_its_title():
-    articles = corpora.embedded_articles()
+    articles = embedded_articles()
     order = sorted(articles, key=sha256)
-    splits = {name: corpora.embedded_titles(name) for name in corpora.SPLITS}
+    splits = {name: embedded_titles(name) for name in SPLITS}
     assert sorted(title for titles in splits.values() for title in titles) == sorted(articles)
     for rank, title in enumerate(order):
         assert (
@@ -79,7 +78,7 @@ def test_every_article_is_dealt_to_one_split_by_the_hash_of_its_title():
 
 
 def test_embedded_articles_are_prose_without_markup():
-    for title, text in corpora.embedded_articles().items():
+    for title, text in embedded_articles().items():
         assert len(text) >= 1500
         assert all(len(line) >= 80 and line[0] not in "|!{=*#:;" for line in text.split("\n\n")), title
         assert not any(mark in text for mark in ("''", "[[", "]]", "{{", "}}", "<ref", "()", "  "))
@@ -89,16 +88,16 @@ def test_embedded_articles_are_prose_without_markup():
 def test_a_gensim_without_its_test_data_is_named(tmp_path, monkeypatch):
     (tmp_path / "__init__.py").touch()
     monkeypatch.setattr(
-        corpora.importlib.util,
+        embedded.importlib.util,
         "find_spec",
         lambda _: type("Spec", (), {"origin": str(tmp_path / "__init__.py")}),
     )
-    corpora.embedded_articles.cache_clear()
+    embedded_articles.cache_clear()
     with pytest.raises(UserError, match="gensim"):
-        corpora.embedded_articles()
-    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda _: None)
+        embedded_articles()
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'symprune\[embedded\]'"):
-        corpora.embedded_articles()
+        embedded_articles()
 
 
 def test_the_dump_is_the_one_that_the_manifest_was_made_from():
@@ -179,10 +178,8 @@ def test_sizes_must_be_positive(documents, n_calib, seq_len):
 
 def test_windows_of_the_embedded_corpus_come_from_its_calibration_articles(tokenizer):
     windows = corpora.calibration_windows("embedded", tokenizer, 3, 64, seed=0)
-    articles = corpora.embedded_articles()
-    of_split = {
-        split: [articles[title] for title in corpora.embedded_titles(split)] for split in corpora.SPLITS
-    }
+    articles = embedded_articles()
+    of_split = {split: [articles[title] for title in embedded_titles(split)] for split in SPLITS}
     for window in windows:
         words = tokenizer.decode(window)[5:-5]  # a window may begin within a word
         assert any(words in text for text in of_split["calibration"])
@@ -270,6 +267,77 @@ def test_splits_and_corpora_that_are_not_known_are_named():
         corpora.documents("embedded", "test")
     with pytest.raises(UserError, match=r"unknown corpus 'wikitext'.*wikitext2"):
         corpora.documents("wikitext", "evaluation")
+
+
+# Files.
+
+LINES = [f"Line {i}: the café is open, and {i} naïve owners watch." for i in range(60)]
+TEXT = "\n".join(LINES) + "\n"
+BOM = b"\xef\xbb\xbf"
+ROW = json.dumps({"text": TEXT, "meta": 1}) + "\n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plain.txt", TEXT.encode()),
+        ("mark.txt", BOM + TEXT.encode()),
+        ("carriage.txt", TEXT.replace("\n", "\r\n").encode()),
+        ("LARGE.TXT", TEXT.encode()),
+        ("notes.md", TEXT.encode()),
+        ("packed.txt.gz", gzip.compress(TEXT.encode())),
+        ("packed mark.md.gz", gzip.compress(BOM + TEXT.encode())),
+        ("LARGE.Txt.GZ", gzip.compress(TEXT.encode())),
+        ("lines.jsonl", ROW.encode()),
+        ("lines.json", ROW.encode()),
+        ("mark.jsonl", BOM + ROW.encode()),
+        ("packed.jsonl.gz", gzip.compress(ROW.encode())),
+        ("packed mark.json.gz", gzip.compress(BOM + ROW.encode())),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_text_is_the_same_however_it_lies_in_a_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert corpora.documents(str(tmp_path / name), "evaluation") == [TEXT]
+    windows = corpora.evaluation_windows(str(tmp_path / name), Bytes(), 64)
+    assert windows.flatten().tolist() == list(TEXT.encode())[: windows.numel()]
+
+
+def test_a_table_is_read_by_its_column(tmp_path):
+    import pandas as pd
+
+    pd.DataFrame({"text": LINES, "more": 1}).to_parquet(tmp_path / "table.parquet")
+    assert corpora.documents(str(tmp_path / "table.parquet"), "evaluation") == LINES
+
+
+@pytest.mark.parametrize("name", ["letter.doc", "page.html", "text", "text.gz", "text.txt.bz2", "text.tsv"])
+def test_a_file_that_its_suffix_does_not_tell_how_to_read_is_refused_with_those_that_do(tmp_path, name):
+    (tmp_path / name).write_text(TEXT)
+    with pytest.raises(UserError) as error:
+        corpora.documents(str(tmp_path / name), "evaluation")
+    assert all(word in str(error.value) for word in [name, ".txt", ".md", ".jsonl", ".gz", ".parquet"])
+
+
+@pytest.mark.parametrize("name", ["array.json", "table.parquet", "text.txt.gz", "latin.md"])
+def test_a_file_that_is_not_what_its_suffix_says_is_named(tmp_path, name):
+    latin = TEXT.encode("latin-1")
+    (tmp_path / name).write_bytes(json.dumps([{"text": TEXT}]).encode() if name == "array.json" else latin)
+    with pytest.raises(UserError, match=f"{name} is neither UTF-8 text"):
+        corpora.documents(str(tmp_path / name), "evaluation")
+
+
+@pytest.mark.parametrize("name", ["nowhere.txt", "nowhere/text", "./nowhere", "wiki.jsonl", "c4.zip"])
+def test_a_path_where_nothing_lies_is_not_called_a_corpus(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        corpora.documents(name, "evaluation")
+    assert str(error.value).startswith(f"{name} does not exist: give a file (.txt")
+    assert "wikitext2" in str(error.value)
+
+
+def test_a_folder_is_no_text(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} is no file: give a file"):
+        corpora.documents(str(tmp_path), "evaluation")
 
 
 # Hub corpora.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from symprune.cli.parser import doctor
+from symprune.cli import doctor
 
 
 @pytest.mark.parametrize(

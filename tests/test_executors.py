@@ -271,8 +271,8 @@ def test_reproduce_is_told_who_measures(words, expected, monkeypatch, capsys):
         (["--address", "auto"], "give --executor ray with it"),
         (["--executor", "rya"], "unknown executor 'rya': did you mean ray"),
         (["--executor", "shard(i=1,n=2)"], "unknown executor 'shard'"),
-        (["--executor", "ray", "--shard", "1/2"], "goes without --executor and --again"),
-        (["--again", "--shard", "1/2"], "goes without --executor and --again"),
+        (["--executor", "ray", "--shard", "1/2"], "--executor would be ignored: --shard only measures"),
+        (["--again", "--shard", "1/2"], "--again would be ignored: --shard only measures"),
         (["--shard", "3/2"], "must be i/n with 1 <= i <= n"),
     ],
 )

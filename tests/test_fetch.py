@@ -1,6 +1,4 @@
-"""A fetched folder is what the tasks and corpora read, is resumed where it stopped, and its manifest tells a
-changed file.
-"""
+"""A fetched folder serves tasks and corpora, is resumed where it stopped, and tells a changed file."""
 
 import gzip
 import hashlib

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import symprune
 from symprune.base import paths
 
 PACKAGE = paths.ROOT / "symprune"
@@ -104,15 +105,14 @@ print(json.dumps({{"symprune": end - middle, "heavy": [name for name in {HEAVY} 
     assert min(each["symprune"] for each in runs) <= 0.5, runs
 
 
-def test_help_needs_no_torch():
+@pytest.mark.parametrize(("option", "shown"), [("--help", "prune"), ("--version", symprune.__version__)])
+def test_help_and_version_need_no_torch(option, shown):
     program = f"""
 import contextlib, io, json, sys
-import symprune
 from symprune.cli import main
-assert symprune.__version__
-with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
-    main(["--help"])
-assert "prune" in shown.getvalue()
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as found:
+    main([{option!r}])
+assert {shown!r} in found.getvalue()
 print(json.dumps([name for name in {["torch", "numpy", *HEAVY]} if name in sys.modules]))
 """
     assert run(program) == []

@@ -140,6 +140,57 @@ def test_patterns_are_read_from_text():
     assert parse_pattern("unstructured", 0.7, "layer") == Unstructured(0.7, "layer")
 
 
+def test_a_sparsity_alone_is_a_pattern_too():
+    assert parse_pattern("0.6") == parse_pattern(".6") == Unstructured(0.6)
+    assert parse_pattern("0.6 per output", group="layer") == Unstructured(0.6, "output")
+    assert parse_pattern("0.25 per layer") == Unstructured(0.25, "layer")
+    for text, words in {"1.0": r"\[0, 1\)", "0.6 per row": "unknown group 'row'"}.items():
+        with pytest.raises(UserError, match=words):
+            parse_pattern(text)
+
+
+@given(methods(SCORES), methods(REFINERS))
+@settings(max_examples=50, deadline=None)
+def test_text_in_a_recipe_is_the_object_that_it_describes(score, refine):
+    recipe = Recipe(method_label(score), "2:4", method_label(refine))
+    assert recipe == Recipe(score, NM(2, 4), refine)
+    assert (recipe.score, recipe.pattern, recipe.refine) == (score, NM(2, 4), refine)
+    assert (recipe.key, recipe.label) == (Recipe(score, NM(2, 4), refine).key, recipe.label)
+
+
+def test_text_and_objects_may_be_mixed():
+    assert Recipe("ria(alpha=1)", "0.6", "none") == Recipe(RIA(alpha=1.0), Unstructured(0.6))
+    assert Recipe("wanda", Unstructured(0.7, "layer")).label == "wanda, 0.7 per layer"
+    assert Recipe(Magnitude(), refine="dsnot(max_cycles=3)").refine == DSnoT(max_cycles=3)
+    assert Recipe.from_dict(Recipe("ria", "4:8", "r2dsnot").to_dict()) == Recipe("ria", "4:8", "r2dsnot")
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (("rai",), "unknown score 'rai': did you mean ri or ria"),
+        (("ria(",), "cannot read the score"),
+        (("ria", "2-4"), "unknown pattern '2-4'"),
+        (("ria", "0:4"), "0 < n <= m"),
+        (("ria", "2:4", "dsno"), "unknown refinement 'dsno': did you mean dsnot"),
+        ((RIA,), "RIA'> is no score: give text"),
+        ((DSnoT(),), r"DSnoT\(.* is no score"),
+        ((None,), "None is no score"),
+        ((RIA(), 0.6), r"0\.6 is no pattern: give text, .* or an object of Unstructured, NM"),
+        ((RIA(), RIA()), "is no pattern"),
+        ((RIA(), None), "None is no pattern"),
+        ((RIA(), NM(2, 4), Wanda()), r"Wanda\(\) is no refinement"),
+        ((RIA(), NM(2, 4), False), "False is no refinement"),
+        (([0] * 1000,), r"\[\.\.\.\] is no score|\[0, 0, .* is no score"),
+    ],
+)
+def test_what_is_no_part_of_a_recipe_is_refused_at_once_in_one_line(parts, words):
+    with pytest.raises(UserError, match=words) as error:
+        Recipe(*parts)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
 @pytest.mark.parametrize(
     ("plain", "words"),
     [

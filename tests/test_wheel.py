@@ -1,6 +1,4 @@
-"""The package as people install it: a wheel, in an environment and a folder that know nothing of the
-checkout.
-"""
+"""The package as people install it: a wheel, in an environment and a folder without the checkout."""
 
 import os
 import shutil
@@ -17,9 +15,7 @@ from symprune.base import paths
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The `symprune` command of a fresh environment: the wheel installed, its dependencies taken from this
-    one.
-    """
+    """The `symprune` command of a fresh environment: the wheel, with the dependencies of this one."""
     folder = tmp_path_factory.mktemp("wheel")
     source, environment = folder / "source", folder / "environment"
     shutil.copytree(

@@ -8,6 +8,7 @@ import os
 import re
 
 import pytest
+import tiny
 import torch
 
 from symprune import Magnitude, Recipe, Unstructured, UserError, Wanda, prune, zero_shot
@@ -16,6 +17,7 @@ from symprune.measure import questions as module
 from symprune.models.layers import copy_weights, named_linears
 from symprune.models.load import load_model
 from symprune.text import corpora
+from symprune.text.embedded import embedded_articles, embedded_titles
 from symprune.text.tasks import CONTINUATION, TASKS, continuation_examples, identity, load_tasks
 
 FOLDER = os.environ.get("SYMPRUNE_DATA")  # before a fixture takes it away
@@ -64,7 +66,7 @@ def by_definition(model, tokenizer, n: int) -> tuple[list[bool], list[bool]]:
 
 
 def test_continuations_are_true_ones_among_others_of_the_same_article():
-    articles, titles = corpora.embedded_articles(), set(corpora.embedded_titles("evaluation"))
+    articles, titles = embedded_articles(), set(embedded_titles("evaluation"))
     rows = continuation_examples()
     assert len(rows) > 1000
     for row in rows:
@@ -152,6 +154,18 @@ def test_nothing_is_printed_and_the_tokenizer_is_as_it_was(model, tokenizer, tas
     load_tasks([CONTINUATION])
     assert capfd.readouterr() == ("", "")
     assert (tokenizer.pad_token, len(tokenizer)) == before
+
+
+def test_tokens_that_the_model_does_not_know_are_named_before_it_is_asked(tokenizer, task):
+    small = tiny.model(vocab_size=1000, max_position_embeddings=128)
+    small.register_forward_hook(lambda *_: pytest.fail("the model was asked"))
+    with pytest.raises(UserError, match=r"token id \d+ is not in the vocabulary of .* has 1000 rows"):
+        zero_shot(small, tokenizer, task, limit=2)
+
+
+def test_an_embedding_with_rows_to_spare_is_scored(tokenizer, task):
+    padded = tiny.model(vocab_size=len(tokenizer) + 64, max_position_embeddings=128)
+    assert zero_shot(padded, tokenizer, task, limit=2).scores[CONTINUATION].n == 2
 
 
 def test_a_single_example_has_no_standard_error_and_the_mean_is_over_tasks(model, tokenizer, task):

@@ -1,5 +1,5 @@
 """The `symprune` command."""
 
-from symprune.cli.parser import main
+from symprune.cli.entry import main
 
 __all__ = ["main"]

@@ -1,5 +1,6 @@
-"""What this machine can run."""
+"""What this machine can run: the command doctor."""
 
+import argparse
 import importlib.util
 import os
 import shutil
@@ -12,6 +13,7 @@ import torch
 
 from symprune.base import paths
 from symprune.base.errors import UserError
+from symprune.cli.common import Answer
 from symprune.models.load import EMBEDDED, locate
 
 
@@ -24,10 +26,20 @@ class Finding:
     found: str
 
 
+def run_doctor(args: argparse.Namespace) -> Answer:
+    """What this machine can run."""
+    findings = examine()
+    width = max(len(finding.what) for finding in findings)
+    lines = [
+        f"{'ok ' if finding.ok else '-- '} {finding.what:<{width}}  {finding.found}" for finding in findings
+    ]
+    return Answer(
+        {finding.what: {"ok": finding.ok, "found": finding.found} for finding in findings}, "\n".join(lines)
+    )
+
+
 def examine() -> list[Finding]:
-    """Processor, memory, disk, GPU, the faster dtype, embedded model and corpus, hub, local data, Jupyter
-    tools.
-    """
+    """Processor, memory, disk, GPU, dtype, embedded model and corpus, hub, local data, Jupyter tools."""
     import psutil
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(paths.ROOT)

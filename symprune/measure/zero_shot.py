@@ -9,6 +9,7 @@ from torch import nn
 
 from symprune.base import progress
 from symprune.base.errors import UserError
+from symprune.pruning.runner import check_token_ids
 from symprune.text import corpora
 from symprune.text.tasks import load_tasks, quiet, require_lm_eval
 
@@ -74,7 +75,7 @@ def zero_shot(
     limit: score the first so many examples of each task; None scores all. batch_size: requests per forward
     pass; of long prompts eight fill a few GiB. The tokenizer puts its own special tokens before a prompt, as
     before the text that perplexity is taken of. Raises UserError for an unknown task, a size below 1 or
-    "auto", a task without data, and where lm-eval is not installed.
+    "auto", a task without data, tokens that the model does not know, and where lm-eval is not installed.
     """
     for name, size in {"limit": 1 if limit is None else limit, "batch_size": batch_size}.items():
         # "auto" probes 64 full-length windows
@@ -104,8 +105,16 @@ def _harness(model: nn.Module, tokenizer, batch_size: int) -> Any:
 
     from lm_eval.models.huggingface import HFLM
 
+    class Harness(HFLM):
+        """lm-eval's, which looks at every token before the model sees the first."""
+
+        def _loglikelihood_tokens(self, requests: list[tuple], *args, **kwargs):
+            ids = {token for _, context, continuation in requests for token in (*context, *continuation)}
+            check_token_ids(model, min(ids), max(ids))
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
     # A copy of the tokenizer: lm-eval gives it a padding token.
-    harness = HFLM(
+    harness = Harness(
         pretrained=model,
         tokenizer=copy.deepcopy(tokenizer),
         batch_size=batch_size,

@@ -4,7 +4,10 @@ import ast
 import dataclasses
 import hashlib
 import json
+import re
+import textwrap
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from symprune.base.errors import UserError, unknown
@@ -17,13 +20,23 @@ _NAMES = {cls: name for registry in (SCORES, PATTERNS, REFINERS) for name, cls i
 
 @dataclass(frozen=True)
 class Recipe:
-    """A score, the pattern its mask follows, and a training-free refinement of that mask (None: the mask as
-    it is).
+    """A score, the pattern its mask follows, and a training-free refinement of that mask (None: it stays).
+
+    Each may be given as the command line takes it, `Recipe("ria(alpha=1.0)", "2:4", "dsnot")`, and is kept as
+    the object that is meant. Raises UserError for what is no score, no pattern, or no refinement.
     """
 
     score: Any
-    pattern: Unstructured | NM = Unstructured()  # noqa: RUF009 (frozen, so shared safely)
+    pattern: Any = Unstructured()  # noqa: RUF009 (frozen, so shared safely)
     refine: Any = None
+
+    def __post_init__(self):
+        keep = partial(object.__setattr__, self)  # past the freezing
+        keep("score", _meant("score", self.score, SCORES))
+        pattern = parse_pattern(self.pattern) if isinstance(self.pattern, str) else self.pattern
+        keep("pattern", _meant("pattern", pattern, PATTERNS))
+        refined = self.refine is not None and self.refine != "none"
+        keep("refine", _meant("refinement", self.refine, REFINERS) if refined else None)
 
     @property
     def label(self) -> str:
@@ -47,9 +60,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, plain: dict) -> "Recipe":
-        """The recipe that `to_dict` described; raises UserError for a name or a hyperparameter that is not
-        known.
-        """
+        """The recipe that `to_dict` described; raises UserError for a name or hyperparameter not known."""
         registries = {"score": SCORES, "pattern": PATTERNS, "refine": REFINERS}
         parts = {}
         for part, method in plain.items():
@@ -66,8 +77,9 @@ class Recipe:
 
 
 def method_dict(method: Any) -> dict:
-    """Name and hyperparameters of a score, pattern or refiner: the same for equal ones, and JSON (which knows
-    no infinity).
+    """Name and hyperparameters of a score, pattern or refiner as JSON, which knows no infinity.
+
+    Equal methods have equal ones.
     """
     values = {f.name: float(value) if f.type is float else value for f, value in _fields(method)}
     return {
@@ -96,9 +108,7 @@ def pattern_label(pattern: Unstructured | NM) -> str:
 
 
 def parse_method(kind: str, text: str, registry: dict) -> Any:
-    """A score or refiner from `name` or `name(field=literal, ...)`; raises UserError that names what is
-    wrong.
-    """
+    """A score or refiner from `name` or `name(field=literal, ...)`; raises UserError for any other text."""
     try:
         tree = ast.parse(text.strip().replace("=inf", "='inf'"), mode="eval").body
         call = tree if isinstance(tree, ast.Call) else ast.Call(func=tree, args=[], keywords=[])
@@ -113,12 +123,17 @@ def parse_method(kind: str, text: str, registry: dict) -> Any:
 
 
 def parse_pattern(text: str, sparsity: float = 0.5, group: str = "output") -> Unstructured | NM:
-    """A pattern from `unstructured` or `n:m`; raises UserError otherwise."""
+    """A pattern from `n:m`, `0.6`, `0.6 per layer`, or `unstructured` with what the other arguments say.
+
+    Raises UserError for any other text.
+    """
     n, colon, m = text.partition(":")
     if colon and n.isdecimal() and m.isdecimal():
         return NM(int(n), int(m))
+    if found := re.fullmatch(r"(\d*\.\d+)(?: per (\w+))?", text, re.ASCII):
+        return Unstructured(float(found[1]), found[2] or group)
     if text != "unstructured":
-        raise unknown("pattern", text, ["unstructured", "2:4", "4:8"])
+        raise unknown("pattern", text, ["unstructured", "0.6", "2:4", "4:8"])
     return Unstructured(sparsity, group)
 
 
@@ -148,3 +163,16 @@ def build(kind: str, name: Any, registry: dict, values: dict) -> Any:
 
 def _fields(method: Any) -> list[tuple[dataclasses.Field, Any]]:
     return [(field, getattr(method, field.name)) for field in dataclasses.fields(method)]
+
+
+def _meant(kind: str, method: Any, registry: dict) -> Any:
+    """The method itself, or the one that a text describes; raises UserError for what is neither."""
+    if isinstance(method, str):
+        return parse_method(kind, method, registry)
+    if type(method) not in registry.values():
+        classes = ", ".join(cls.__name__ for cls in registry.values())
+        raise UserError(
+            f"{textwrap.shorten(repr(method), 60)} is no {kind}: give text, as on the command line, or an"
+            f" object of {classes}"
+        )
+    return method

@@ -96,7 +96,10 @@ def load_tokenizer(name: str):
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever a broken file makes of it
-            raise UserError(f"cannot load a tokenizer from {folder}: {_first_line(error)}") from error
+            raise UserError(
+                f"cannot load a tokenizer from {folder}, save it there beside the model (tokenizer.json):"
+                f" {_first_line(error).rstrip(':')}"
+            ) from error
 
 
 def locate(name: str) -> Path:
@@ -204,13 +207,13 @@ def _download(name: str) -> Path:
 
 
 def _require_weights(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json: give a folder written by save_pretrained")
     if (folder / "adapter_config.json").is_file():  # transformers would follow it to another model
         raise UserError(
             f"{folder} holds an adapter: merge it into its model (merge_and_unload), save that, and give the"
             " merged folder"
         )
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json: give a folder written by save_pretrained")
     if not weight_files(folder):
         pickled = (
             " but a pickle, which is never loaded"

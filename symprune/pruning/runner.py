@@ -68,7 +68,7 @@ class LayerRunner:
 
 
 def check_windows(model: nn.Module, windows: Windows, in_memory: bool = True) -> None:
-    """Raise UserError for windows that are empty, or longer than the model's positions.
+    """Raise UserError for windows that are empty, too long for the model, or of tokens it does not know.
 
     in_memory: also if their hidden states would not fit into memory.
     """
@@ -80,11 +80,23 @@ def check_windows(model: nn.Module, windows: Windows, in_memory: bool = True) ->
         raise UserError(
             f"seq_len {seq_len} is above the {limit} positions of {type(model).__name__}: lower seq_len"
         )
+    check_token_ids(model, int(windows.min()), int(windows.max()))
     if in_memory and (device := entrance(model)).type == "cpu":
         width = model.config.get_text_config(decoder=True).hidden_size
         needed = n_windows * seq_len * width * next(model.parameters()).element_size()
         what = f"the hidden states of {n_windows} windows of {seq_len} tokens"
         require_memory(needed, device, what, "lower n_calib or seq_len")
+
+
+def check_token_ids(model: nn.Module, lowest: int, highest: int) -> None:
+    """Raise UserError unless the embedding has a row for every token id between these two."""
+    vocabulary = len(model.get_input_embeddings().weight)
+    if lowest < 0 or highest >= vocabulary:
+        raise UserError(
+            f"token id {lowest if lowest < 0 else highest} is not in the vocabulary of"
+            f" {model.name_or_path or type(model).__name__}, whose embedding has {vocabulary} rows: take the"
+            " tokenizer that belongs to it, or resize the embedding (resize_token_embeddings)"
+        )
 
 
 def entrance(model: nn.Module) -> torch.device:

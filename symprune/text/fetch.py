@@ -1,6 +1,4 @@
-"""Copy from the hub what the tasks and corpora read, into a folder that SYMPRUNE_DATA can name on a machine
-without it.
-"""
+"""Copy what tasks and corpora read from the hub into a folder that SYMPRUNE_DATA can name."""
 
 import hashlib
 import json
@@ -30,9 +28,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class _File:
-    """One file of a repository: a split as JSON lines, `<config>/<split>.jsonl`, or a file as it lies
-    there.
-    """
+    """One file of a repository as it lies there, or a split of it as JSON lines: `<config>/<split>.jsonl`."""
 
     repo: str
     name: str
@@ -56,8 +52,7 @@ class _File:
 def fetch(
     out: Path, names: Sequence[str] = NAMES, report: Callable[[str], None] = lambda line: None
 ) -> Fetched:
-    """Write the data of tasks and corpora into `out` as the hub has them, and their sha256 into its
-    manifest.json.
+    """Write the data of tasks and corpora into `out` as the hub has them, and their sha256 into a manifest.
 
     A file on the manifest that is still what it was is kept, so an interrupted fetch goes on where it
     stopped. `report` hears of each file. Raises UserError for a name that is neither a task nor a corpus of

@@ -1,5 +1,6 @@
-"""Zero-shot tasks for lm-eval: seven of its own, whose data come from SYMPRUNE_DATA or the hub, and one of
-the embedded corpus.
+"""Zero-shot tasks for lm-eval: seven of its own, and one made of the embedded corpus.
+
+The data of the seven come from SYMPRUNE_DATA or the hub.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import yaml
 from symprune.base import paths
 from symprune.base.errors import UserError, unknown
 from symprune.models.load import quiet_transformers
-from symprune.text import corpora
+from symprune.text.embedded import embedded_articles, embedded_titles
 
 CONTINUATION = "continuation"
 
@@ -40,8 +41,7 @@ _CHOICE_WORDS, _CONTEXT_WORDS = 12, (20, 48)  # words of a choice; fewest and mo
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    """lm-eval's task objects by name, in order: official prompts, each example answered without examples
-    before it.
+    """lm-eval's task objects by name, in order: official prompts, without examples in them.
 
     Raises UserError for an unknown task, and where its data are neither in SYMPRUNE_DATA nor to be had from
     the hub.
@@ -59,8 +59,9 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
 
 
 def source_of(name: str) -> dict[str, str]:
-    """Where the official task reads: `repo`, `config` and `split`, as on the hub; raises UserError if it is
-    none of the seven.
+    """Where an official task reads on the hub: `repo`, `config` and `split`.
+
+    Raises UserError if it is none of the seven.
     """
     if name not in _OFFICIAL:
         raise unknown("task of the hub", name, _OFFICIAL)
@@ -80,9 +81,7 @@ def source_of(name: str) -> dict[str, str]:
 
 
 def identity(task: Any, limit: int | None) -> dict:
-    """What a score depends on of a task: its version, and the hash of the first `limit` examples (all if
-    None).
-    """
+    """What a task's score depends on: its version, a hash of the first `limit` examples (None: of all)."""
     digest = hashlib.sha256()
     for example in itertools.islice(task.eval_docs, limit):
         digest.update(json.dumps(example, sort_keys=True).encode())
@@ -90,16 +89,16 @@ def identity(task: Any, limit: int | None) -> dict:
 
 
 def continuation_examples(split: str = "evaluation") -> list[dict]:
-    """Which of four passages continues an article of the embedded corpus? Rows of context, choices, and the
-    label of the true one.
+    """Which of four passages continues an article of the embedded corpus?
 
-    The context ends where a sentence begins; the choices are the first twelve words of that sentence and of
-    three other sentences, from other paragraphs of the same article. What is chosen and in which order is
-    decided by hashes: the same everywhere, and the first n rows are of many articles.
+    Each row holds a context, four choices, and the label of the true one. The context ends where a sentence
+    begins; the choices are the first twelve words of that sentence and of three other sentences, from other
+    paragraphs of the same article. What is chosen and in which order is decided by hashes: the same
+    everywhere, and the first n rows are of many articles.
     """
-    articles = corpora.embedded_articles()
+    articles = embedded_articles()
     rows = {}
-    for title in corpora.embedded_titles(split):
+    for title in embedded_titles(split):
         paragraphs = [_sentences(paragraph) for paragraph in articles[title].split("\n\n")]
         starts = [
             (p, s)
@@ -129,9 +128,7 @@ def continuation_examples(split: str = "evaluation") -> list[dict]:
 
 @contextlib.contextmanager
 def quiet(progress: bool = False) -> Iterator[None]:
-    """lm-eval, datasets, transformers and the hub's client say nothing inside; with progress, lm-eval's bars
-    are left.
-    """
+    """Inside, lm-eval, datasets, transformers and the hub's client are silent; progress: but for bars."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -192,8 +189,7 @@ def _official_task(name: str) -> Any:
 
     source, mirror = source_of(name), paths.hub_mirror()
     local = mirror / source["repo"] if mirror and (mirror / source["repo"]).is_dir() else None
-    # lm-eval looks at the splits that examples for the prompt would come from, though no example is asked
-    # for.
+    # lm-eval looks at the splits that examples in the prompt would come from, though there are none.
     splits = {f"{kind}_split": None for kind in ("training", "validation", "test")} | {
         "test_split": source["split"]
     }

@@ -1,0 +1,126 @@
+"""Options that several commands share, and what values they take."""
+
+import argparse
+import re
+
+from symprune.cli.given import Default
+
+
+def shard(text: str) -> tuple[int, int]:
+    """2/4: the second of four."""
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"must be i/n with 1 <= i <= n, such as 2/4, not {text!r}")
+    return int(i), int(n)
+
+
+def size(text: str) -> int:
+    """Bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GiB|MiB|GB|MB)", text, re.ASCII)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be a size such as 6GiB or 800MB, not {text!r}")
+    return int(float(found[1]) * {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}[found[2]])
+
+
+def at_least_one(text: str) -> int:
+    """A whole number that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def batch_size(text: str) -> int | str:
+    """A number, or auto."""
+    return text if text == "auto" else at_least_one(text)
+
+
+def common() -> argparse.ArgumentParser:
+    """How an answer is shown."""
+    options = _options()
+    options.add_argument("--json", action="store_true", help="print one JSON object, no progress bars")
+    options.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return options
+
+
+def layers_path() -> argparse.ArgumentParser:
+    """Where a model's decoder layers are."""
+    options = _options()
+    options.add_argument(
+        "--layers-path",
+        metavar="PATH",
+        help="list of decoder layers, where it is not found: model.decoder.blocks",
+    )
+    return options
+
+
+def model() -> argparse.ArgumentParser:
+    """A model, in which dtype, and where."""
+    options = _options()
+    options.add_argument("model", metavar="MODEL", help="embedded, a local folder, or a hub id")
+    options.add_argument(
+        "--dtype", default=Default("float32"), help="float32, bfloat16 or float16 (default: %(default)s)"
+    )
+    options.add_argument(
+        "--device",
+        default=Default("cpu"),
+        help="cpu, cuda, cuda:1, ..., or auto for all GPUs (default: %(default)s)",
+    )
+    return options
+
+
+def model_and_text() -> argparse.ArgumentParser:
+    """A model, and windows of a text to run it on."""
+    options = _options(model())
+    options.add_argument(
+        "--corpus",
+        default=Default("embedded"),
+        help="embedded, wikitext2, c4, or a file: .txt, .md, .jsonl, each also .gz (default: %(default)s)",
+    )
+    options.add_argument(
+        "--seq-len",
+        type=at_least_one,
+        default=Default(512),
+        help="tokens per window (default: %(default)s; the papers use 2048)",
+    )
+    options.add_argument(
+        "--batch-size",
+        type=batch_size,
+        default=Default(1),
+        help="windows per forward pass, or auto (default: %(default)s)",
+    )
+    return options
+
+
+def draw() -> argparse.ArgumentParser:
+    """Which calibration windows are drawn."""
+    options = _options()
+    options.add_argument(
+        "--n-calib",
+        type=at_least_one,
+        default=Default(16),
+        help="calibration windows (default: %(default)s; the papers use 128)",
+    )
+    options.add_argument(
+        "--seed", type=int, default=Default(0), help="seed of the calibration windows (default: %(default)s)"
+    )
+    return options
+
+
+def notebooks() -> argparse.ArgumentParser:
+    """Some notebooks, or all."""
+    options = _options()
+    options.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="names or numbers (default: all)")
+    return options
+
+
+def profile() -> argparse.ArgumentParser:
+    """How large everything is."""
+    options = _options()
+    options.add_argument(
+        "--profile", default=Default("cpu"), help="a file in papermill_params/ (default: %(default)s)"
+    )
+    return options
+
+
+def _options(*parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(add_help=False, parents=parents)

@@ -1,0 +1,48 @@
+"""The commands on notebooks and what is published of them: reproduce, verify-report, render."""
+
+import argparse
+from dataclasses import replace
+
+from symprune.cli.common import Answer
+from symprune.cli.given import refuse
+from symprune.measure import executors
+from symprune.methods.recipe import parse_method
+from symprune.paper import notebooks, reproduce, verify
+
+
+def run_reproduce(args: argparse.Namespace) -> Answer:
+    """Execute the notebooks under a profile, or only measure a shard of what they ask."""
+    if args.shard:
+        refuse(args, "--shard only measures, in this process", "executor", "address", "again")
+        records = reproduce.measure_shard(
+            args.notebooks, args.profile, executors.Shard(*args.shard), show=not args.json
+        )
+        return Answer(
+            {"records": str(records)}, f"all is on record in {records}: `symprune reproduce` draws it"
+        )
+    if args.executor is None:
+        refuse(args, "give --executor ray with it", "address")
+    executor = args.executor and parse_method("executor", args.executor, {"ray": executors.Ray})
+    if args.address is not None:
+        executor = replace(executor, address=args.address)
+    report = reproduce.reproduce(
+        args.notebooks, args.profile, show=not args.json, again=args.again, executor=executor
+    )
+    return Answer({"report": str(report)}, f"report: {report}")
+
+
+def run_verify_report(args: argparse.Namespace) -> Answer:
+    """Compare what is published with its records; raises RuntimeError that names every difference."""
+    if findings := verify.verify_report(args.profile, args.notebooks, show=not args.json):
+        raise RuntimeError(
+            f"{len(findings)} of the published files are not what the records say: {'; '.join(findings)}"
+        )
+    return Answer(
+        {"agrees": True}, f"every table, figure and verdict of {args.profile} is what its records say"
+    )
+
+
+def run_render(args: argparse.Namespace) -> Answer:
+    """Execute the notebooks' sources into their pairs."""
+    written = [str(path) for path in notebooks.render(args.notebooks)]
+    return Answer({"written": written}, "\n".join(written))
