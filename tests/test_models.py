@@ -13,10 +13,10 @@ from torch import nn
 
 from symprune import UserError, models
 from symprune.base import paths
+from symprune.models import load
 from symprune.models.layers import (
     copy_weights,
     decoder_layers,
-    load,
     max_seq_len,
     named_linears,
     prunable_linears,

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -163,6 +165,24 @@ def test_text_and_objects_may_be_mixed():
     assert Recipe("wanda", Unstructured(0.7, "layer")).label == "wanda, 0.7 per layer"
     assert Recipe(Magnitude(), refine="dsnot(max_cycles=3)").refine == DSnoT(max_cycles=3)
     assert Recipe.from_dict(Recipe("ria", "4:8", "r2dsnot").to_dict()) == Recipe("ria", "4:8", "r2dsnot")
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A score of somebody's own, in no registry."""
+
+    uses: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, weight, stats):
+        return weight.abs() / 2
+
+
+def test_a_score_of_ones_own_stands_in_a_recipe_by_the_name_of_its_class():
+    recipe = Recipe(Halved(), NM(2, 4))
+    assert recipe.label == "Halved, 2:4"
+    assert recipe.key != Recipe(Magnitude(), NM(2, 4)).key
+    with pytest.raises(UserError, match="unknown score 'Halved'"):
+        Recipe.from_dict(recipe.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,12 @@ from symprune.methods.masks import NM, PATTERNS, Unstructured
 from symprune.methods.refine import REFINERS
 from symprune.methods.scores import SCORES
 
-_NAMES = {cls: name for registry in (SCORES, PATTERNS, REFINERS) for name, cls in registry.items()}
+# What a method of one's own must have to stand in a recipe without a place in a registry.
+_NEEDED = {
+    "score": ("__call__", "uses"),
+    "pattern": ("__call__", "check"),
+    "refinement": ("run", "uses", "linears"),
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def method_dict(method: Any) -> dict:
     """
     values = {f.name: float(value) if f.type is float else value for f, value in _fields(method)}
     return {
-        "name": _NAMES[type(method)],
+        "name": _name(method),
         **{name: "inf" if value == float("inf") else value for name, value in values.items()},
     }
 
@@ -95,7 +100,7 @@ def method_label(method: Any) -> str:
         for f, value in _fields(method)
         if value != f.default
     ]
-    return _NAMES[type(method)] + (f"({', '.join(changed)})" if changed else "")
+    return _name(method) + (f"({', '.join(changed)})" if changed else "")
 
 
 def pattern_label(pattern: Unstructured | NM) -> str:
@@ -161,6 +166,12 @@ def build(kind: str, name: Any, registry: dict, values: dict) -> Any:
     return registry[name](**values)
 
 
+def _name(method: Any) -> str:
+    """What a method is called on the command line and in records; one of no registry goes by its class."""
+    named = {cls: name for registry in (SCORES, PATTERNS, REFINERS) for name, cls in registry.items()}
+    return named.get(type(method), type(method).__name__)
+
+
 def _fields(method: Any) -> list[tuple[dataclasses.Field, Any]]:
     return [(field, getattr(method, field.name)) for field in dataclasses.fields(method)]
 
@@ -169,10 +180,12 @@ def _meant(kind: str, method: Any, registry: dict) -> Any:
     """The method itself, or the one that a text describes; raises UserError for what is neither."""
     if isinstance(method, str):
         return parse_method(kind, method, registry)
-    if type(method) not in registry.values():
+    known = {cls for each in (SCORES, PATTERNS, REFINERS) for cls in each.values()}
+    of_their_own = type(method) not in {*known, type} and all(hasattr(method, n) for n in _NEEDED[kind])
+    if type(method) not in registry.values() and not of_their_own:
         classes = ", ".join(cls.__name__ for cls in registry.values())
         raise UserError(
             f"{textwrap.shorten(repr(method), 60)} is no {kind}: give text, as on the command line, or an"
-            f" object of {classes}"
+            f" object of {classes}, or of a class of your own with {', '.join(_NEEDED[kind])}"
         )
     return method
