@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test depends on a network
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def _own_environment(monkeypatch, tmp_path_factory):
         "SYMPRUNE_PROGRESS",
     ):
         monkeypatch.delenv(name, raising=False)
+    if bench := sys.modules.get("symprune.measure.bench"):
+        monkeypatch.setattr(bench.Loaded, "_last", None)  # no test finds a model that another one loaded
 
 
 @pytest.fixture(scope="session")

@@ -20,43 +20,45 @@ from symprune.text import corpora
 from symprune.text.tasks import load_tasks
 
 
-class Weights:
-    """A model that is loaded when first asked for, and takes its own weights back whenever it is."""
+class Loaded:
+    """A model in memory that takes its own weights back whenever it is asked for.
 
-    def __init__(self, name: str, dtype: str, device: str):
-        self.name, self.dtype, self.device = name, dtype, device
-        self._model: nn.Module | None = None
-        self._copy: dict[str, Tensor] = {}
-        self.pruned_by: tuple | None = None  # what the model is pruned by now; None: by nothing, or in parts
+    A process holds one at a time, the one that was used last, whichever experiment asks for it.
+    """
+
+    _last: "tuple[dict, str, Loaded] | None" = None  # the model's name on record, device, and itself
+
+    def __init__(self, model: nn.Module):
+        self._model, self._copy = model, models.copy_weights(model)
+        self.pruned_by: tuple | None = None  # what it is pruned by now; None: by nothing, or in parts
+        self.pruning: dict[str, Any] = {}  # what that brought
+
+    @classmethod
+    def get(cls, name: dict, device: str) -> "Loaded":
+        """The model of that name on record, loaded unless it was the last."""
+        if cls._last is None or cls._last[:2] != (name, device):
+            cls._last = None  # the former model's memory is free before the next is loaded
+            cls._last = name, device, cls(models.load_model(name["name"], name["dtype"], device))
+        return cls._last[2]
 
     def pristine(self) -> nn.Module:
         """The dense model."""
-        self.pruned_by = None
-        if self._model is None:
-            self._model = models.load_model(self.name, self.dtype, self.device)
-            self._copy = models.copy_weights(self._model)
-        else:
-            models.restore_weights(self._model, self._copy)
+        self.pruned_by, self.pruning = None, {}
+        models.restore_weights(self._model, self._copy)
         return self._model
 
     def as_it_is(self) -> nn.Module:
         """The model with the weights that it has now."""
-        return self._model if self._model is not None else self.pristine()
-
-    def release(self) -> None:
-        """Give the memory back; the next call loads again."""
-        self._model, self._copy, self.pruned_by = None, {}, None
+        return self._model
 
 
 class Bench:
     """What measurements have in common: the model, its texts, its statistics, and how all of it is named."""
 
-    def __init__(self, protocol: Protocol, name: str, weights: Weights | None = None):
+    def __init__(self, protocol: Protocol, name: str):
         self.protocol, self.name = protocol, name
-        self.weights = weights or Weights(name, protocol.dtype, protocol.device)
         self._calibration: dict[int, Tensor] = {}
         self._statistics: tuple[int, frozenset, dict] | None = None  # seed, fields, statistics
-        self._pruning: dict[str, Any] = {}  # what the last pruning brought
         self._tasks: dict[str, Any] = {}
         self._others: dict[Protocol, Bench] = {}
 
@@ -67,7 +69,7 @@ class Bench:
         if protocol not in self._others:
             if (protocol.dtype, protocol.device) != (self.protocol.dtype, self.protocol.device):
                 raise ValueError("two protocols share a model only in one dtype and on one device")
-            self._others[protocol] = Bench(protocol, self.name, self.weights)
+            self._others[protocol] = Bench(protocol, self.name)
         return self._others[protocol]
 
     @cached_property
@@ -140,17 +142,23 @@ class Bench:
 
     # What measurements work on.
 
+    @property
+    def loaded(self) -> Loaded:
+        """The model in memory."""
+        return Loaded.get(self.model_name, self.protocol.device)
+
     def pruned(self, recipe: Recipe | None, seed: int) -> tuple[nn.Module, dict[str, Any]]:
         """The model pruned by a recipe (None: dense), and what pruning it brought; kept until the next call.
 
         So several measurements of one pruned model follow each other without pruning it again.
         """
         if recipe is None:
-            return self.weights.pristine(), {}
-        if self.weights.pruned_by != (self.protocol, recipe, seed):
-            self._pruning = self._prune(recipe, seed)
-            self.weights.pruned_by = self.protocol, recipe, seed
-        return self.weights.as_it_is(), self._pruning
+            return self.loaded.pristine(), {}
+        loaded, wanted = self.loaded, (self.protocol, recipe, seed)
+        if loaded.pruned_by != wanted:
+            loaded.pruning = self._prune(recipe, seed)
+            loaded.pruned_by = wanted
+        return loaded.as_it_is(), loaded.pruning
 
     def _prune(self, recipe: Recipe, seed: int) -> dict[str, Any]:
         p, calibration = self.protocol, None
@@ -158,7 +166,7 @@ class Bench:
             dense = p.propagate == "dense"
             calibration = self.statistics(recipe.uses, seed) if dense else self.calibration_windows(seed)
         propagate = p.propagate if recipe.uses else "dense"
-        report = prune(self.weights.pristine(), calibration, recipe, propagate, batch_size=p.batch_size)
+        report = prune(self.loaded.pristine(), calibration, recipe, propagate, batch_size=p.batch_size)
         pruning: dict[str, Any] = {
             "sparsity": report.sparsity,
             "linears": {linear.name: linear.sparsity for linear in report.linears},
@@ -173,7 +181,7 @@ class Bench:
 
         The dense model is in place afterwards. Without uses there are none: None for each linear.
         """
-        model = self.weights.pristine()
+        model = self.loaded.pristine()
         if not uses:
             return dict.fromkeys(models.named_linears(model))
         held_seed, held, _ = self._statistics or (None, frozenset(), {})

@@ -97,9 +97,6 @@ class Experiment:
         return self.store.state(self.question(cell))
 
     def _measure(self, cell: Cell) -> dict:
-        for name, bench in self._benches.items():
-            if name != cell.model:
-                bench.weights.release()  # its memory is free before the next is loaded
         if isinstance(cell.subject, Recipe) and dense_gate.is_gated(cell.model, self.protocol):
             self.record(cell.model)  # on record only if it passed
         return cell.measurement.measure(self._bench(cell.model), cell.subject, cell.seed)

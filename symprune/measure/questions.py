@@ -157,7 +157,7 @@ class MaskOverlap:
         sides = zip(pair, self._sides(bench, seed), strict=True)
         of_sides = [(recipe, side.statistics(recipe.uses, its_seed)) for recipe, (side, its_seed) in sides]
         measured = {}
-        for name, linear in models.named_linears(bench.weights.pristine()).items():
+        for name, linear in models.named_linears(bench.loaded.pristine()).items():
             weight = models.weight_view(linear)
             mask, reference = (_mask(name, weight, stats[name], recipe) for recipe, stats in of_sides)
             measured[name] = {
@@ -221,7 +221,7 @@ class ScoreTime:
     def measure(self, bench: Bench, scores: tuple, seed: int) -> dict:
         """Seconds of each score in each round, over the linears of decoder layers spread evenly."""
         stats = bench.statistics(frozenset().union(*(score.uses for score in scores)), seed)
-        layers = models.linears_by_layer(bench.weights.pristine())
+        layers = models.linears_by_layer(bench.loaded.pristine())
         chosen = {round(i * (len(layers) - 1) / max(self.n_layers - 1, 1)) for i in range(self.n_layers)}
         linears = {name: layer[name] for i, layer in enumerate(layers) if i in chosen for name in layer}
         seconds: list[list[float]] = [[] for _ in scores]
