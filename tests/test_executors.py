@@ -89,9 +89,10 @@ def test_what_a_dead_process_was_measuring_is_waited_for_and_taken_over(protocol
     asked = experiment.question(Cell(protocol["models"][0], 0, WANDA, WindowLosses()))
     lock = experiment.store.folder / ".locks" / f"{run_key(asked)}.lock"
     lock.parent.mkdir(parents=True)
+    # By a name: a lock that nothing refers to is given back at once.
     holding = (
-        f"import time; from filelock import FileLock; FileLock({str(lock)!r}).acquire(); print('held',"
-        " flush=True); time.sleep(600)"
+        f"import time; from filelock import FileLock; lock = FileLock({str(lock)!r}); lock.acquire();"
+        " print('held', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
