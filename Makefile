@@ -22,6 +22,7 @@ test: lint unit notebooks
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 unit: $(READY)
 	$(PARALLEL)
@@ -52,4 +53,4 @@ lock: $(READY)
 		pyproject.toml --output-file requirements-lock.txt
 
 clean:
-	rm -rf build .pytest_cache .ruff_cache .hypothesis
+	rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis

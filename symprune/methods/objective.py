@@ -24,8 +24,8 @@ def objective(
 ) -> Float[Tensor, ""]:
     """g = ||X (pruned - weight)^T||_F + ||Y^T (pruned - weight)||_F, each norm squared if `squared`."""
     change = pruned - weight
-    parts = (X @ change.t()).square().sum(), (Y.t() @ change).square().sum()
-    return sum(parts) if squared else sum(part.sqrt() for part in parts)
+    by_input, by_output = (X @ change.t()).square().sum(), (Y.t() @ change).square().sum()
+    return by_input + by_output if squared else by_input.sqrt() + by_output.sqrt()
 
 
 def removal_cost(weight: Weight, X: InputSide, Y: OutputSide, squared: bool = False) -> Scores:

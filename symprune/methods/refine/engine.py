@@ -5,9 +5,9 @@ engine lists for each row the best weights to grow and to prune, for either sign
 the lists.
 
 Few weights of a row ever move. So the engine sorts a window of the 2 max_cycles + 1 best candidates, and the
-whole row only where the window ends too early. The masks are the same. On one thread, at 60 % and 50 cycles,
-the window is a gain of 2 to 5 times on linears of SmolLM2-135M (576 to 1536 inputs), and of 8 times at 4096
-inputs (benchmarks/refine.py).
+whole row only where the window ends too early. The masks are the same. At 60 % and 50 cycles the window is a
+gain of 2.3 to 5 times on linears of SmolLM2-135M (576 to 1536 inputs) and of 8 to 10 times at 4096 inputs on
+one thread, and of 1.4 to 2.8 and 5.5 times on two threads (benchmarks/refine.py).
 """
 
 import math
