@@ -56,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--pattern",
         default=Default("unstructured"),
-        help="n:m to keep n of every m: 2:4, 4:8; else 0.6, '0.6 per layer', or %(default)s (the default),"
-        " which --sparsity and --group describe",
+        help="unstructured (see --sparsity, --group), 0.6, '0.6 per layer', or n:m to keep n of every m: 2:4"
+        " (default: %(default)s)",
     )
     p.add_argument(
         "--sparsity",
