@@ -96,6 +96,37 @@ def test_a_batch_is_its_samples():
         )
 
 
+@pytest.mark.parametrize(
+    ("leading", "n_samples"),
+    [((), 1), ((7,), 1), ((3, 4), 3), ((3, 2, 4), 3), ((1, 2, 4), 1), ((2, 3, 2, 2), 2)],
+)
+def test_whatever_lies_between_the_samples_and_the_width_are_tokens(leading, n_samples):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(*leading, d, generator=generator, dtype=torch.float64) for d in (3, 2))
+    accumulator = StatsAccumulator(3, 2, gram=True)
+    accumulator.update(x, y)
+    stats = accumulator.finish()
+    samples = [x] if x.dim() < 3 else list(x)
+    tokens = [list(_vectors(sample.tolist())) for sample in samples]
+    outputs = [torch.tensor(list(_vectors(y.tolist())), dtype=torch.float64)]
+    expected = definition([torch.tensor(sample, dtype=torch.float64) for sample in tokens], outputs)
+    assert (stats.n_samples, stats.n_tokens) == (n_samples, sum(map(len, tokens)))
+    for name in VECTORS:
+        torch.testing.assert_close(getattr(stats, name), expected[name], rtol=1e-9, atol=1e-9)
+    flat = [token for sample in tokens for token in sample]
+    gram = [[sum(t[i] * t[j] for t in flat) for j in range(3)] for i in range(3)]
+    torch.testing.assert_close(stats.gram, torch.tensor(gram, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+
+
+def _vectors(nested: list):
+    """The innermost lists, in order."""
+    if isinstance(nested[0], float):
+        yield nested
+    else:
+        for part in nested:
+            yield from _vectors(part)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_float32_or_better(dtype):
     x = torch.full((4096, 2), 0.1, dtype=dtype)  # a half precision sum would stall

@@ -6,6 +6,7 @@ from torch import Tensor
 Weight = Float[Tensor, "d_out d_in"]
 Scores = Float[Tensor, "d_out d_in"]
 Mask = Bool[Tensor, "d_out d_in"]  # True = kept
-Inputs = Float[Tensor, "tokens d_in"] | Float[Tensor, "samples tokens d_in"]
-Outputs = Float[Tensor, "tokens d_out"] | Float[Tensor, "samples tokens d_out"]
+# Tokens of one sample [tokens, d], or of several [samples, ..., d] with all that lies between as tokens.
+Inputs = Float[Tensor, "... d_in"]
+Outputs = Float[Tensor, "... d_out"]
 Windows = Int[Tensor, "windows seq_len"]

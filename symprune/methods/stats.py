@@ -100,9 +100,13 @@ class Moments:
 
     @classmethod
     def of(cls, inputs: Inputs, gram: bool = False) -> "Moments":
-        """Moments of [tokens, d] or [samples, tokens, d]; half precision is read as float32."""
+        """Moments of [tokens, d] or [samples, ..., d]; half precision is read as float32.
+
+        All that lies between the samples and d are tokens: the heads of latent attention among them.
+        """
         samples = at_least_float32(inputs.detach())
-        samples = samples if samples.dim() == 3 else samples.unsqueeze(0)
+        few = samples.dim() < 3
+        samples = samples.reshape(-1, samples.shape[-1]).unsqueeze(0) if few else samples.flatten(1, -2)
         n_samples, n_tokens, d = samples.shape
         if n_samples * n_tokens == 0:
             return replace(cls.none(d, samples.device, gram), dtype=samples.dtype)
@@ -230,7 +234,7 @@ class LinearSums:
 class StatsAccumulator:
     """Streams the inputs (and, if wanted, outputs) of one linear into `LayerStats`; two merge exactly.
 
-    `update` takes [tokens, d] or [samples, tokens, d]. The order of updates and merges does not show in the
+    `update` takes [tokens, d] or [samples, ..., d]. The order of updates and merges does not show in the
     result, see `Sum` (of a Gram matrix: not beyond float64's rounding); results are float32, or float64 if
     every update was. gram=True also gathers X^T X, 8 * d_in^2 bytes.
     """

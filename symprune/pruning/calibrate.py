@@ -12,7 +12,14 @@ from symprune.base.types import Windows
 from symprune.methods.stats import LayerStats, LinearSums, Moments, at_least_float32
 from symprune.models.devices import require_memory
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
-from symprune.pruning.runner import LayerRunner, check_windows, entrance
+from symprune.pruning.runner import (
+    LayerRunner,
+    check_windows,
+    entrance,
+    run_whole,
+    runs_by_layer,
+    tell_whole,
+)
 
 OUTPUT_SIDES = ("activations", "gradients")
 _NO_GRAM = "use a refinement that needs no Gram matrix"
@@ -158,6 +165,13 @@ def _by_layer(
         raise UserError(f"output_side must be one of {', '.join(OUTPUT_SIDES)}, not {output_side!r}")
     if output_side == "gradients" and "output_norm" in uses:
         yield _accumulate_with_gradients(model, windows, uses)
+        return
+    check_windows(model, windows)
+    if not runs_by_layer(model, windows):
+        tell_whole(model, "dense")
+        with collecting(named_linears(model), uses) as sums:
+            run_whole(model, windows, batch_size)
+        yield sums
         return
     layers, runner = linears_by_layer(model), LayerRunner(model, windows, batch_size)
     for index, linears in enumerate(track(layers, "calibrating")):

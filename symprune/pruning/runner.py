@@ -1,8 +1,9 @@
 """Run a model decoder layer by decoder layer, exactly as its own forward would."""
 
 import contextlib
+import copy
+import warnings
 from collections.abc import MutableSequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +16,73 @@ from symprune.models.layers import decoder_layers, max_seq_len
 from symprune.pruning.cost import batch_size_of
 
 
-@dataclass(frozen=True)
-class Call:
-    """Everything a decoder layer was given in a plain forward beside its hidden states."""
+class Calls:
+    """What the decoder layers are given beside their hidden states in the forward of one batch of windows.
 
-    args: tuple
-    kwargs: dict[str, Any]
+    Tensors that equal those of an earlier batch in the same place (rotary embeddings, masks) are held once
+    for both. Containers that layers write to (keys and values for later layers) are the batch's own.
+    """
+
+    def __init__(self, like: "Calls | None" = None):
+        """like: the calls of an earlier batch."""
+        self._like = like
+        self._given: list[tuple[tuple, dict[str, Any]]] = []
+        self._seen: dict[int, tuple] = {}  # by id: what was given, and what is held of it
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def add(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Hold what the next decoder layer is given."""
+        like = ((), {}) if self._like is None else self._like._given[len(self)]
+        self._given.append(tuple(map(_own, (args, kwargs), like, (self._seen,) * 2)))
+
+    def close(self) -> None:
+        """Let go of what only `add` needs."""
+        self._like, self._seen = None, {}
+
+    def of(self, index: int, keep: bool) -> tuple[tuple, dict[str, Any]]:
+        """What decoder layer `index` is given; what it writes into that is forgotten unless `keep`."""
+        given = self._given[index]
+        return given if keep else _own(given, given, {})
+
+
+def _own(value: Any, like: Any, seen: dict[int, tuple]) -> Any:
+    """`value` with copies of the containers in it, and the tensors of `like` in place of equal ones.
+
+    What occurs twice in `value` is one object in the result, too.
+    """
+    if id(value) in seen:
+        return seen[id(value)][1]
+    if isinstance(value, Tensor):
+        held = like if value is not like and _equal(value, like) else value
+    elif type(value) is tuple or hasattr(value, "_fields"):
+        others = like if isinstance(like, tuple) and len(like) == len(value) else (None,) * len(value)
+        parts = [_own(part, other, seen) for part, other in zip(value, others, strict=True)]
+        held = type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    elif isinstance(value, list | set | dict) or (hasattr(value, "__dict__") and not callable(value)):
+        held = copy.copy(value)
+        seen[id(value)] = value, held  # before its parts, which may hold it
+        if isinstance(value, dict):
+            others = like if isinstance(like, dict) else {}
+            held.update({key: _own(part, others.get(key), seen) for key, part in value.items()})
+        elif isinstance(value, list):
+            others = like if isinstance(like, list) and len(like) == len(value) else [None] * len(value)
+            held[:] = [_own(part, other, seen) for part, other in zip(value, others, strict=True)]
+        if held is not value:
+            for name, part in getattr(value, "__dict__", {}).items():
+                vars(held)[name] = _own(part, getattr(like, name, None), seen)
+    else:
+        held = value
+    seen[id(value)] = value, held
+    return held
+
+
+def _equal(one: Tensor, other: Any) -> bool:
+    if not isinstance(other, Tensor) or one.is_meta or other.is_meta:
+        return False
+    alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    return alike and torch.equal(one, other)
 
 
 class _Stop(Exception):
@@ -31,8 +93,8 @@ class LayerRunner:
     """Carries the hidden states of all windows through a model, one decoder layer at a time.
 
     The arguments of every decoder layer (rotary embeddings, masks that may be None or differ per layer,
-    positions) are caught in a forward whose layers compute nothing, and given again: no family's signature is
-    written down here.
+    positions, embeddings of the batch's own tokens) are caught batch by batch in a forward whose layers
+    compute nothing, and given again: no family's signature is written down here.
     """
 
     def __init__(
@@ -49,22 +111,68 @@ class LayerRunner:
         check_windows(model, windows, in_memory=hidden is None)
         self.layers = decoder_layers(model)
         self.hidden = [] if hidden is None else hidden  # what enters the next decoder layer, batch by batch
-        self._calls: dict[int, list[Call]] = {}  # by batch size: masks and positions have its shape
+        self._calls: list[Calls] = []  # batch by batch
+        first: dict[int, tuple[Calls, list]] = {}  # by batch size: masks and positions have its shape
         device = entrance(model)
         for batch in windows.split(batch_size_of(batch_size, model, windows)):
-            calls = self._calls.get(len(batch))
-            entering, caught = _enter(model, batch.to(device), every_layer=calls is None)
+            calls, besides = first.get(len(batch), (None, []))
+            entering, calls = _enter(model, batch.to(device), calls, besides)
             self.hidden.append(entering)
-            self._calls.setdefault(len(batch), caught)
+            self._calls.append(calls)
+            first.setdefault(len(batch), (calls, besides))
 
     @torch.no_grad()
     def run(self, index: int, keep: bool = True) -> None:
-        """Decoder layer `index` over all hidden states, which become its outputs unless `keep` is False."""
-        for position, hidden in enumerate(self.hidden):
-            call = self._calls[len(hidden)][index]
-            out = self.layers[index](hidden, *call.args, **call.kwargs)
+        """Decoder layer `index` over all hidden states, which become its outputs if `keep`.
+
+        Otherwise nothing that the layer computes is left behind.
+        """
+        for position, (hidden, calls) in enumerate(zip(self.hidden, self._calls, strict=True)):
+            args, kwargs = calls.of(index, keep)
+            out = self.layers[index](hidden, *args, **kwargs)
             if keep:
-                self.hidden[position] = out if isinstance(out, Tensor) else out[0]
+                self.hidden[position] = _hidden(out)
+
+
+@torch.no_grad()
+def runs_by_layer(model: nn.Module, windows: Windows) -> bool:
+    """Whether going through the decoder layers one by one gives, to the bit, what the model's forward gives.
+
+    Tried on two unlike windows, in two plain forwards beside the runner's own: an architecture may give its
+    layers more than a runner can know of.
+    """
+    other = windows[-1:]
+    pair = torch.cat((windows[:1], other.flip(1) if torch.equal(windows[:1], other) else other))
+    found: list[Tensor] = []
+    last = decoder_layers(model)[-1]
+    handle = last.register_forward_hook(lambda layer, args, out: found.append(_hidden(out)))
+    try:
+        run_whole(model, pair)
+        expected, runner = found.copy(), LayerRunner(model, pair)
+        for index in range(len(runner.layers)):
+            runner.run(index)
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError, AssertionError):
+        return False  # what an architecture makes of layers that are called from outside
+    finally:
+        handle.remove()
+    return len(expected) == len(pair) and all(map(torch.equal, expected, runner.hidden))
+
+
+def tell_whole(model: nn.Module, propagate: str) -> None:
+    """Warn that statistics come from forwards of the whole model, and how many."""
+    passes = len(decoder_layers(model)) if propagate == "pruned" else 1
+    warnings.warn(
+        f"{type(model).__name__} cannot be run decoder layer by decoder layer as its own forward does: its"
+        f" statistics take {passes} forward passes of the whole model over all windows",
+        stacklevel=3,
+    )
+
+
+@torch.no_grad()
+def run_whole(model: nn.Module, windows: Windows, batch_size: int | str = 1) -> None:
+    """A plain forward of the model over all windows, for whatever listens to it."""
+    for batch in windows.split(batch_size_of(batch_size, model, windows)):
+        model(input_ids=batch.to(entrance(model)), use_cache=False)
 
 
 def check_windows(model: nn.Module, windows: Windows, in_memory: bool = True) -> None:
@@ -105,36 +213,38 @@ def entrance(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def _enter(model: nn.Module, batch: Tensor, every_layer: bool) -> tuple[Tensor, list[Call]]:
-    """The hidden states that enter the first decoder layer, and the call of every layer, or of the first.
+def _enter(
+    model: nn.Module, batch: Tensor, like: Calls | None, besides: list[tuple | None]
+) -> tuple[Tensor, Calls]:
+    """The hidden states that enter the first decoder layer, and what every layer is given beside them.
 
-    The stub of the last layer watched ends the forward.
+    besides: what this family's layers give beside their hidden states (None if they give only these) for a
+    batch of this size; where it is empty the first layer is run and tells. The last layer's stub ends the
+    forward.
     """
     layers = decoder_layers(model)
-    watched = layers if every_layer else layers[:1]
-    calls: list[Call] = []
+    calls = Calls(like)
     entering: list[Tensor] = []
-    wrap: list = []  # how this family's decoder layers wrap their hidden states, learnt from the first
 
-    def stub(layer: nn.Module, forward):
+    def stub(forward):
         def observe(hidden: Tensor, *args, **kwargs):
-            calls.append(Call(args, kwargs))
+            calls.add(args, kwargs)
             if not entering:
                 entering.append(hidden)
-            if len(calls) == len(watched):
+            if len(calls) == len(layers):
                 raise _Stop
-            if not wrap:
+            if not besides:
                 out = forward(hidden, *args, **kwargs)
-                wrap.append(None if isinstance(out, Tensor) else out[1:])
+                besides.append(None if isinstance(out, Tensor) else out[1:])
                 return out
-            return hidden if wrap[0] is None else (hidden, *wrap[0])
+            return hidden if besides[0] is None else (hidden, *besides[0])
 
         return observe
 
-    kept = [(layer, layer.__dict__.get("forward")) for layer in watched]
+    kept = [(layer, layer.__dict__.get("forward")) for layer in layers]
     try:
-        for layer in watched:
-            layer.forward = stub(layer, layer.forward)
+        for layer in layers:
+            layer.forward = stub(layer.forward)
         with contextlib.suppress(_Stop):
             model(input_ids=batch, use_cache=False)
     finally:
@@ -142,4 +252,9 @@ def _enter(model: nn.Module, batch: Tensor, every_layer: bool) -> tuple[Tensor, 
             del layer.forward
             if own_forward is not None:  # set by another library, accelerate for one
                 layer.forward = own_forward
+    calls.close()
     return entering[0], calls
+
+
+def _hidden(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]

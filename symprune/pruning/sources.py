@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from symprune.base.types import Windows
 from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
+from symprune.models.layers import named_linears
 from symprune.pruning.calibrate import collecting
-from symprune.pruning.runner import LayerRunner
+from symprune.pruning.runner import LayerRunner, run_whole, runs_by_layer, tell_whole
 
 Calibration = Windows | Mapping[str, LayerStats] | None  # what people give
 
@@ -50,6 +51,36 @@ class FromWindows:
         """Where propagation is "pruned", the layer runs again: its outputs now are what the next receives."""
         if self.propagate == "pruned" and index + 1 < len(self.runner.layers):
             self.runner.run(index)
+
+
+class FromWholeForwards:
+    """Statistics of windows that run through the whole model, for one that cannot be run layer by layer.
+
+    Of the dense model in one pass over all windows; with propagation through pruned layers in one for each.
+    """
+
+    def __init__(self, model: nn.Module, windows: Windows, uses: Collection[str], propagate: str, batch_size):
+        self._run = lambda: run_whole(model, windows, batch_size)
+        self._uses, self._propagate = uses, propagate
+        self._dense: dict[str, LayerStats] = {}
+        self._all = named_linears(model)
+
+    def statistics(self, index: int, linears: Mapping[str, nn.Module]) -> dict[str, LayerStats | None]:
+        """From forwards of the whole model as it is now."""
+        if self._propagate == "dense" and not self._dense:
+            self._dense = self._gathered(self._all)
+        found = self._dense if self._propagate == "dense" else self._gathered(linears)
+        return {name: found[name] for name in linears}
+
+    def advance(self, index: int) -> None:
+        """The next forward passes what was pruned."""
+
+    def _gathered(self, linears: Mapping[str, nn.Module]) -> dict[str, LayerStats]:
+        if not linears:  # of a layer that is finished already
+            return {}
+        with collecting(linears, self._uses) as sums:
+            self._run()
+        return sums.finish()
 
 
 @dataclass(frozen=True)
@@ -117,12 +148,19 @@ def source_of(
     propagate: str,
     batch_size: int | str = 1,
     hidden: MutableSequence[Tensor] | None = None,
+    whole: bool = True,
 ) -> Source:
-    """The source that a calibration is, one that serves the recipe; see `LayerRunner` for the rest."""
+    """The source that a calibration is, one that serves the recipe; see `LayerRunner` for the rest.
+
+    whole: the model's own forward can be run, and what runs layer by layer is held against it.
+    """
     if not recipe.uses:
         return FromNowhere()
     if isinstance(calibration, Mapping):
         return FromStatistics(calibration)
+    if whole and not runs_by_layer(model, calibration):
+        tell_whole(model, propagate)
+        return FromWholeForwards(model, calibration, recipe.uses, propagate, batch_size)
     return FromWindows(LayerRunner(model, calibration, batch_size, hidden), recipe.uses, propagate)
 
 

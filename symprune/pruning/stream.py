@@ -130,7 +130,9 @@ class StreamedRun:
         if windows_of(self._calibration, self._recipe) is None:
             return source_of(self.model, *how)
         with self._checkpoint.entrance():
-            return source_of(self.model, *how, hidden=OnDisk(spilled) if self.plan.spill else None)
+            hidden = OnDisk(spilled) if self.plan.spill else None
+            # the model is never whole here, so its own forward cannot be asked
+            return source_of(self.model, *how, hidden=hidden, whole=False)
 
 
 def _checked(linears: dict[str, nn.Module]) -> dict[str, nn.Module]:
