@@ -13,10 +13,10 @@ from torch import nn
 
 from symprune import UserError, models
 from symprune.base import paths
+from symprune.models import load
 from symprune.models.layers import (
     copy_weights,
     decoder_layers,
-    load,
     max_seq_len,
     named_linears,
     prunable_linears,
@@ -39,8 +39,9 @@ LINEARS = {
     "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
 }
 ATTENTION = {
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.out_proj", "attn.c_attn", "attn.c_proj",
-}  # fmt: skip
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.out_proj"),
+    *("attn.c_attn", "attn.c_proj"),
+}
 
 
 @pytest.mark.parametrize("family", LINEARS)
