@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_cli import contents
 
 from symprune.cli import main
-from symprune.models.load import MASKS
+from symprune.models.folder import MASKS
 
 GENERATED = settings(
     max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from symprune import (
     NM,
     RIA,
+    SCORES,
     Magnitude,
     R2DSnoT,
     Recipe,
@@ -65,6 +66,50 @@ def test_every_family_streams_to_the_bits_of_the_run_in_memory(family, tmp_path)
     streamed.masks.save(tmp_path / "streamed")
     save_masks(tmp_path / "in memory", expected.masks, model)
     assert (tmp_path / "streamed").read_bytes() == (tmp_path / "in memory").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", tiny.MIXTURES)
+def test_experts_that_are_saved_one_by_one_are_streamed_and_saved_so_again(family, dtype, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    name, windows = saved(tmp_path, family), tiny.windows(3)
+    names = {key for file in (tmp_path / "dense").glob("*.safetensors") for key in load_file(file)}
+    assert sum(".experts.2." in key for key in names) == 9, "three matrices of an expert in each layer"
+    expected = load_model(name, dtype)
+    report = prune(expected, windows, WANDA)
+    streamed = prune_checkpoint(name, tmp_path / "out", windows, WANDA, how=Streaming(dtype=dtype))
+    assert streamed.linears == report.linears
+    files = (tmp_path / "out").glob("*.safetensors")
+    assert {key for file in files for key in load_file(file)} == names
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=getattr(torch, dtype)).state_dict()
+    for key, tensor in expected.state_dict().items():
+        assert found[key].dtype == tensor.dtype
+        assert torch.equal(found[key], tensor), key
+
+
+def test_a_head_that_the_files_hold_though_the_config_ties_it_stays_apart(tmp_path):
+    from safetensors.torch import save_file
+
+    model = tiny.model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "dense")
+    file = tmp_path / "dense/model.safetensors"
+    head = {"lm_head.weight": torch.randn(96, 32)}
+    save_file({**load_file(file), **head}, file, {"format": "pt"})
+    name, windows = str(tmp_path / "dense"), tiny.windows(3)
+    expected = load_model(name)
+    assert not torch.equal(expected.lm_head.weight, expected.model.embed_tokens.weight)
+    prune(expected, windows, WANDA)
+    prune_checkpoint(name, tmp_path / "out", windows, WANDA)
+    assert same_weights(str(tmp_path / "out"), expected)
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path):
+    name = saved(tmp_path)
+    config = json.loads((tmp_path / "dense/config.json").read_text())
+    (tmp_path / "dense/config.json").write_text(json.dumps({**config, "intermediate_size": 50}))
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.down_proj\.weight .* of shape \[32, 48\]"):
+        prune_checkpoint(name, tmp_path / "out", tiny.windows(2), WANDA)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +174,8 @@ class Watching:
         return Wanda()(weight, stats)
 
 
-def test_never_more_than_one_decoder_layer_is_in_memory(tmp_path):
+def test_never_more_than_one_decoder_layer_is_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCORES, "watching", Watching)
     streamed = StreamedRun(saved(tmp_path), tiny.windows(2), Recipe(Watching(), Unstructured(0.5)))
     Watching.models.append(streamed.model)
     with streamed.into(tmp_path / "out"):

@@ -43,6 +43,7 @@ MIXTURES = {
     "qwen3-moe": lambda: tf.Qwen3MoeConfig(
         **GATED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
     ),
+    "olmoe": lambda: tf.OlmoeConfig(**GATED, num_experts=4, num_experts_per_tok=2),
 }
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 

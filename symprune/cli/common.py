@@ -12,6 +12,7 @@ from symprune.base import progress
 from symprune.base.files import whole_folder
 from symprune.base.records import Record
 from symprune.pruning import mask_files
+from symprune.pruning.checkpoint import require_saved, some_of
 
 NOTE = "zeros are stored densely: the files are not smaller, and inference is not faster"
 _RECORD = "symprune.json"  # in a pruned model's folder, beside its weights and masks
@@ -41,10 +42,11 @@ def bytes_of(model) -> int:
 
 
 def save_model(out: Path, model, tokenizer, masks: dict, record: Record) -> None:
-    """Write the folder of a pruned model, whole or not at all."""
+    """Write a pruned model's folder, whole or not at all; raises UserError if it reads back otherwise."""
     with whole_folder(out) as folder:
         with models.quiet_transformers():
             model.save_pretrained(folder)
+            require_saved(folder, model, some_of(model))
         mask_files.save_masks(folder / models.MASKS, masks, model, record)
         save_beside(folder, tokenizer, record)
 

@@ -1,6 +1,7 @@
 """Language models by name, their decoder layers and prunable linears, and the devices they lie on."""
 
 from symprune.models.devices import device_type
+from symprune.models.folder import MASKS
 from symprune.models.layers import (
     copy_weights,
     decoder_layers,
@@ -13,7 +14,6 @@ from symprune.models.layers import (
 from symprune.models.load import (
     DTYPES,
     EMBEDDED,
-    MASKS,
     fingerprint,
     load_model,
     load_tokenizer,

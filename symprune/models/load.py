@@ -8,7 +8,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import nn
 
@@ -16,10 +15,18 @@ from symprune.base import paths
 from symprune.base.errors import UserError, unknown
 from symprune.base.files import require_disk, short_sha256
 from symprune.models.devices import ALL_GPUS, require_device, require_memory
+from symprune.models.folder import (
+    INDEX,
+    indexed_files,
+    quantisation,
+    read_config,
+    stored_tensors,
+    weight_files,
+)
 from symprune.models.layers import decoder_layers, named_linears
+from symprune.models.tensors import require_claimed
 
 EMBEDDED = "embedded"
-MASKS = "masks.safetensors"  # what a pruned model's folder holds beside its weights
 EMBEDDED_LINEARS = 210  # 30 decoder layers x 7
 DTYPES = {
     "float32": torch.float32,
@@ -27,7 +34,8 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_UNDONE = "fp8"  # the only way of quantising that transformers undoes by itself on every machine
+_HUB_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 _TRUSTING_NOTHING = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
 
 
@@ -48,9 +56,8 @@ def load_model(
         raise unknown("dtype", dtype, DTYPES)
     require_device(device)
     folder = locate(name)
-    n_weights = sum(
-        math.prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values()
-    )
+    quantised = require_readable(folder)
+    n_weights = sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())
     needed, way_out = (
         n_weights * DTYPES[dtype].itemsize,
         "take a smaller dtype, a smaller model or a larger machine",
@@ -61,6 +68,8 @@ def load_model(
         "device_map": ALL_GPUS if device == ALL_GPUS else None,
         **_TRUSTING_NOTHING,
     }
+    if quantised is not None:
+        options["quantization_config"] = _dequantising(quantised)
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
@@ -73,6 +82,9 @@ def load_model(
             f"{folder} lacks the weights of {sorted(info['missing_keys'])[0]}: the checkpoint is incomplete,"
             " fetch it again"
         )
+    require_claimed(folder, model, {name: name for name in info["unexpected_keys"]})
+    if quantised is not None:
+        _forget_quantisation(model)
     if layers_path is not None:
         model.layers_path = layers_path
         decoder_layers(model)  # a wrong path is told at once
@@ -121,28 +133,44 @@ def locate(name: str) -> Path:
 def fingerprint(name: str) -> str:
     """sha256 over the weight files of the model called `name`, and over what its config says of it."""
     folder = locate(name)
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        about_the_file = ("transformers_version", "dtype", "torch_dtype", "_name_or_path")
-        about = {k: config[k] for k in sorted(config) if k not in about_the_file}
-        text = json.dumps(about, sort_keys=True)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder / 'config.json'} is not a readable JSON object: fetch it again") from error
+    about_the_file = ("transformers_version", "dtype", "torch_dtype", "_name_or_path")
+    about = {key: value for key, value in read_config(folder).items() if key not in about_the_file}
+    text = json.dumps(about, sort_keys=True)
     return short_sha256([text, *(_file_sha256(file.resolve()) for file in weight_files(folder))])
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder that hold weights."""
-    return sorted(file for file in folder.glob("*.safetensors") if file.name != MASKS)
+def require_readable(folder: Path, streamed: bool = False) -> dict | None:
+    """How the weights of a folder are quantised, if they are, in a way that is undone at loading.
+
+    Raises UserError for any other, and for all if the folder is streamed.
+    """
+    quantised = quantisation(folder)
+    if quantised is None or (quantised["quant_method"] == _UNDONE and not streamed):
+        return quantised
+    way_out = (
+        "leave out --stream"
+        if quantised["quant_method"] == _UNDONE
+        else ("give the model as it was before, or dequantise it and save that")
+    )
+    raise UserError(
+        f"the weights of {folder} are quantised ({quantised['quant_method']}), and what is quantised is not"
+        f" {'streamed' if streamed else 'pruned'}: {way_out}"
+    )
 
 
-def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a safetensors file; raises UserError if it is damaged or cut short."""
-    try:
-        with safetensors.safe_open(file, "pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file: fetch it again") from error
+def _dequantising(quantised: dict):
+    from transformers import FineGrainedFP8Config
+
+    return FineGrainedFP8Config.from_dict({**quantised, "dequantize": True})
+
+
+def _forget_quantisation(model: nn.Module) -> None:
+    """The weights are plain from now on: they are saved as such, by the names that the model gives them."""
+    if codes := [name for name, tensor in model.named_parameters() if tensor.dtype not in DTYPES.values()]:
+        raise UserError(f"{codes[0]} is still quantised after loading: give the model as it was before")
+    vars(model.config).pop("quantization_config", None)
+    for name in ("hf_quantizer", "quantization_method", "is_quantized", "_weight_conversions"):
+        vars(model).pop(name, None)
 
 
 def _embedded_folder() -> Path:
@@ -192,7 +220,9 @@ def _download(name: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        named = indexed_files(folder) if (folder / INDEX).is_file() else ["*.safetensors"]
+        return Path(snapshot_download(name, allow_patterns=named, ignore_patterns=["consolidated*"]))
     except errors.GatedRepoError as error:
         raise UserError(f"{name} is gated: accept its licence on its hub page and set HF_TOKEN") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:

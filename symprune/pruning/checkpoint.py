@@ -4,16 +4,19 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import safetensors
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from symprune.base.errors import UserError, unknown
+from symprune.base.files import short_sha256
+from symprune.models.folder import INDEX
 from symprune.models.layers import decoder_layers
-from symprune.models.load import DTYPES, quiet_transformers, tensor_shapes, weight_files
+from symprune.models.load import DTYPES, quiet_transformers
+from symprune.models.tensors import ModelTensors
 
 
 def skeleton(folder: Path, dtype: str = "float32") -> nn.Module:
@@ -40,51 +43,38 @@ class Checkpoint:
     """The tensors of a model's folder, by their names in the model; those of its modules come and go."""
 
     def __init__(self, folder: Path, model: nn.Module, dtype: str, device: str):
-        self.model, self._dtype, self._device = model, DTYPES[dtype], device
-        shapes = {file: tensor_shapes(file) for file in weight_files(folder)}
-        self._file_of = {key: file for file, tensors in shapes.items() for key in tensors}
+        self.model, self._device = model, device
+        self._tensors = ModelTensors(folder, model, DTYPES[dtype])
+        self.largest_merge = self._tensors.largest_merge
         prefixes = {module: name for name, module in model.named_modules()}
         self._layers = decoder_layers(model)
         self._prefix = [f"{prefixes[layer]}." for layer in self._layers]
-        state = model.state_dict()
         tied = _tied(model)
-        self._key_of = {name: key for name in state if (key := self._find(name)) is not None}
-        head = next(
-            (
-                name
-                for name, p in model.named_parameters()
-                if p is getattr(model.get_output_embeddings(), "weight", None)
-            ),
-            None,
-        )
-        if head is not None and head not in self._key_of:  # some families call it otherwise in their files
-            for key in self._file_of.keys() - self._key_of.values():
-                if shapes[self._file_of[key]][key] == tuple(state[head].shape):
-                    self._key_of[head] = key
-        if absent := [name for name in state if name not in self._key_of and name not in tied]:
+        state = model.state_dict()
+        if absent := [name for name in state if name not in self._tensors and name not in tied]:
             raise UserError(
                 f"{folder} holds no tensor named {absent[0]}: it is incomplete, or of a family that only"
                 " loads whole"
             )
+        model._weight_conversions = self._tensors.conversions  # as from_pretrained notes them, for saving
         inside = tuple(self._prefix)
-        self._outside = [name for name in self._key_of if not name.startswith(inside)]
+        self._outside = [n for n in state if n in self._tensors and not n.startswith(inside)]
         self._loaded: set[int] = set()
+        self._written: dict[str, str] = {}
 
     @contextlib.contextmanager
     def entrance(self) -> Iterator[None]:
         """Inside, what hidden states pass before the decoder layers is in memory, and the first of these."""
-        head = self.model.get_output_embeddings()
-        apart = (
-            set()
-            if head is None
-            else {f"{name}.weight" for name, module in self.model.named_modules() if module is head}
-        )
-        embedding = self.model.get_input_embeddings().weight
-        names = [n for n in self._outside if n not in apart or self.model.get_parameter(n) is embedding]
         state = self.model.state_dict(keep_vars=True)
+        name_of = {module: f"{name}.weight" for name, module in self.model.named_modules()}
+        head, embedding = self.model.get_output_embeddings(), self.model.get_input_embeddings()
+        apart = name_of.get(head)
+        if head is not None and head.weight is embedding.weight and name_of[embedding] not in self._tensors:
+            apart = None  # the files call what both share by the head's name
+        names = [name for name in self._outside if name != apart]
         before = {name: state[name] for name in names}
         for name in before:
-            _put(self.model, name, self._read(name))
+            _put(self.model, name, self._read([name])[name])
         self._load(0)
         yield
         for name, tensor in before.items():
@@ -94,50 +84,50 @@ class Checkpoint:
         self, layers: Iterable[dict[str, nn.Module]], writer: "Writer"
     ) -> Iterator[dict[str, nn.Module]]:
         """The linears of one decoder layer after the other: each is read, worked on, written, dropped."""
+        from transformers.core_model_loading import revert_weight_conversion
+
         for index, linears in enumerate(layers):
             self._load(index)
             yield linears
             layer, prefix = self._layers[index], self._prefix[index]
-            writer.write({f"{prefix}{name}": tensor for name, tensor in layer.state_dict().items()})
+            state = {f"{prefix}{name}": tensor for name, tensor in layer.state_dict().items()}
+            writer.write(revert_weight_conversion(self.model, state))
+            if index in {0, len(self._layers) // 2, len(self._layers) - 1}:
+                self._written |= digests(state, [list(state)[index % len(state)]])
+            del state
             layer.to("meta")
 
     def copy_outside(self, writer: "Writer", at_most: int) -> None:
         """What lies outside the decoder layers, file by file of at most so many bytes (or one tensor)."""
+        from transformers.core_model_loading import revert_weight_conversion
+
         held: dict[str, Tensor] = {}
         for name in self._outside:
-            tensor = self._read(name)
-            if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > at_most:
-                writer.write(held)
+            found = self._read([name])
+            if held and sum(t.nbytes for t in [*held.values(), *found.values()]) > at_most:
+                writer.write(revert_weight_conversion(self.model, held))
                 held = {}
-            held[name] = tensor
+            held |= found
         if held:
-            writer.write(held)
+            writer.write(revert_weight_conversion(self.model, held))
+
+    def require_written(self, folder: Path) -> None:
+        """Raise UserError unless some of the tensors that were written are read back as such."""
+        require_saved(folder, self.model, self._written)
 
     def _load(self, index: int) -> None:
         if index in self._loaded:
             return
         layer, prefix = self._layers[index], self._prefix[index]
+        found = self._read([f"{prefix}{name}" for name in layer.state_dict()])
         layer.load_state_dict(
-            {name: self._read(f"{prefix}{name}") for name in layer.state_dict()}, assign=True
+            {name.removeprefix(prefix): tensor for name, tensor in found.items()}, assign=True
         )
         layer.to(self._device)  # buffers that no checkpoint holds
         self._loaded.add(index)
 
-    def _read(self, name: str) -> Tensor:
-        """A copy: the mapped file is closed again at once, so that its pages do not count as memory held."""
-        key = self._key_of[name]
-        with safetensors.safe_open(self._file_of[key], "pt") as file:
-            tensor = file.get_tensor(key)
-            return tensor.to(
-                self._device, self._dtype if tensor.is_floating_point() else tensor.dtype, copy=True
-            )
-
-    def _find(self, name: str) -> str | None:
-        """The name in the files: some were written from the model without its head."""
-        prefix = f"{self.model.base_model_prefix}."
-        return next(
-            (key for key in (name, name.removeprefix(prefix), prefix + name) if key in self._file_of), None
-        )
+    def _read(self, names: list[str]) -> dict[str, Tensor]:
+        return self._tensors.read(names, self._device)
 
 
 class Writer:
@@ -171,11 +161,36 @@ class Writer:
             for name, file in self._index.items()
         }
         index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(self.folder)
         if (source / "generation_config.json").is_file():
             shutil.copy(source / "generation_config.json", self.folder)
+
+
+def digests(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:
+    """The digests of these tensors' bytes."""
+    found = {name: tensors[name].detach().cpu().contiguous() for name in names}
+    return {name: short_sha256([t.view(-1).view(torch.uint8).numpy()]) for name, t in found.items()}
+
+
+def require_saved(folder: Path, model: nn.Module, expected: Mapping[str, str]) -> None:
+    """Raise UserError unless a folder's tensors, by their names in the model, have these digests."""
+    dtype = next(model.parameters()).dtype
+    saved = ModelTensors(folder, model, dtype)
+    for name, digest in expected.items():
+        if name not in saved or digests(saved.read([name]), [name])[name] != digest:
+            raise UserError(
+                f"{name} is not read back from the saved files as it was written: the disk may be broken, or"
+                f" this version of transformers saves {type(model).__name__} otherwise than it loads it"
+            )
+
+
+def some_of(model: nn.Module, count: int = 8) -> dict[str, str]:
+    """The digests of a few of a model's parameters, evenly over its depth, for `require_saved`."""
+    tensors = dict(model.named_parameters())
+    names = list(tensors)
+    return digests(tensors, {names[i * (len(names) - 1) // (count - 1)] for i in range(count)})
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -61,7 +61,7 @@ class Cost:
     """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens.
 
     itemsize: bytes of a weight. passes: over the decoder layers, 2 for propagation "pruned", 1 for "dense", 0
-    for scores that read no statistics.
+    for scores that read no statistics. merged: bytes of the largest tensor that a checkpoint holds in parts.
     """
 
     shape: Shape
@@ -72,6 +72,7 @@ class Cost:
     passes: int = 2
     gram: bool = False
     keep_masks: bool = False
+    merged: int = 0
 
     @property
     def weights(self) -> int:
@@ -140,8 +141,10 @@ class Cost:
             else self.hidden
         )
         reading = max(d_out * d_in for d_out, d_in in self.shape.widths) * self.itemsize
-        entering = (self.shape.entrance * self.itemsize if self.passes else 0) + self.layer
-        pruning = self.layer + self.grams + max(self.activations, self.scoring, reading) + self.masks
+        entering = (self.shape.entrance * self.itemsize if self.passes else 0) + self.layer + self.merged
+        pruning = (
+            self.layer + self.grams + max(self.activations, self.scoring, reading, self.merged) + self.masks
+        )
         return hidden + max(entering, pruning, 3 * self.masks)  # being saved, masks are copied twice
 
     @property

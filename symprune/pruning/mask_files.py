@@ -15,8 +15,8 @@ from symprune.base.types import Mask, Weight
 from symprune.methods.masks import NM, Unstructured, zero_removed
 from symprune.methods.overlap import jaccard
 from symprune.methods.recipe import Recipe, pattern_label
+from symprune.models.folder import MASKS
 from symprune.models.layers import named_linears, weight_view
-from symprune.models.load import MASKS
 from symprune.pruning.packed_masks import PackedMasks, kept_hash, read_packed
 
 

@@ -17,7 +17,7 @@ from symprune.base.progress import track
 from symprune.methods.recipe import Recipe
 from symprune.models.devices import ALL_GPUS, memory_of
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
-from symprune.models.load import DTYPES, locate
+from symprune.models.load import DTYPES, locate, require_readable
 from symprune.pruning.checkpoint import Checkpoint, Writer, skeleton
 from symprune.pruning.cost import Cost, Shape, batch_size_of, plan
 from symprune.pruning.packed_masks import PackedMasks
@@ -75,6 +75,7 @@ class StreamedRun:
         if how.device == ALL_GPUS:
             raise UserError("streaming keeps one decoder layer in memory, on one device: take cpu or cuda")
         self._folder, self._recipe, self._propagate = locate(name), recipe, propagate
+        require_readable(self._folder, streamed=True)
         self._calibration = calibration
         self.model = skeleton(self._folder, how.dtype)
         self._layers = linears_by_layer(self.model)
@@ -92,7 +93,8 @@ class StreamedRun:
             )
         sizes = (0, 0) if windows is None else windows.shape
         gram = "gram" in recipe.uses
-        cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, gram, how.keep_masks)
+        merged = self._checkpoint.largest_merge
+        cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, gram, how.keep_masks, merged)
         self.plan = plan(cost, how.memory, DTYPES[how.dtype], how.device)
 
     @contextlib.contextmanager
@@ -107,7 +109,9 @@ class StreamedRun:
         require_free(out, "folder")
         require_disk(out, self.plan.disk)
         with whole_folder(out) as folder:
-            yield folder, self._run(folder)
+            report = self._run(folder)
+            self._checkpoint.require_written(folder)
+            yield folder, report
 
     @torch.no_grad()
     def _run(self, folder: Path) -> PruneReport:
