@@ -9,6 +9,7 @@ import shutil
 import pytest
 import tiny
 import torch
+import transformers as tf
 from torch import nn
 
 from symprune import UserError, models
@@ -17,6 +18,8 @@ from symprune.models import load
 from symprune.models.layers import (
     copy_weights,
     decoder_layers,
+    left_dense,
+    left_dense_by_layer,
     max_seq_len,
     named_linears,
     prunable_linears,
@@ -24,6 +27,7 @@ from symprune.models.layers import (
     role,
     weight_view,
 )
+from symprune.pruning.calibrate import collecting, gather
 
 LINEARS = {
     "llama": [
@@ -161,22 +165,101 @@ def test_a_mixture_is_saved_as_transformers_knows_it(tmp_path):
     )
 
 
-@pytest.mark.parametrize("change", ["is_transposed", "has_bias", "third"])
-def test_experts_in_another_layout_are_refused_instead_of_left_unpruned(change):
+@pytest.mark.parametrize("change", ["is_transposed", "third", "no word of it"])
+def test_experts_in_another_layout_are_told_instead_of_silently_left_unpruned(change):
     model = tiny.model("mixtral")
     experts = model.model.layers[0].mlp.experts
     if change == "third":
         experts.more = nn.Parameter(torch.zeros(4, 2, 2))
+    elif change == "is_transposed":
+        experts.is_transposed = True
     else:
-        setattr(experts, change, True)
-    with pytest.raises(
-        UserError,
-        match=(
-            r"gate_up_proj of MixtralExperts holds 4 matrices in one tensor, in a layout that is not"
-            r" supported"
-        ),
-    ):
-        named_linears(model)
+        del experts.is_transposed
+    assert not any("layers.0.mlp" in name for name in named_linears(model))
+    told = left_dense(model.model.layers[0])
+    assert told["mlp.experts.gate_up_proj"].reason == "experts in a layout that is not supported"
+    assert told["mlp.experts.gate_up_proj"].size == 4 * 96 * 32
+    assert told["mlp.experts.down_proj"].size == 4 * 32 * 48
+
+
+EXPERTS = {
+    "gpt_oss": {"num_local_experts": 4},  # transposed, interleaved, with biases and a clamp
+    "inkling2_text": {"n_routed_experts": 4, "moe_intermediate_size": 24, "eos_token_id": 2},
+    "aria_text": {"moe_num_experts": 4, "moe_num_shared_experts": 1},  # transposed, stacked
+    "minimax_m3_vl_text": {"num_local_experts": 4},
+}
+
+
+def mixture(kind: str) -> nn.Module:
+    """A mixture whose experts have an activation of their own."""
+    torch.manual_seed(0)
+    sizes = {**tiny.GATED, "head_dim": 8, "num_experts_per_tok": 2, "pad_token_id": 0, **EXPERTS[kind]}
+    model = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **sizes)).eval()
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_looking_at_a_model_changes_nothing_in_it(kind):
+    model, windows = mixture(kind), tiny.windows()
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    with torch.no_grad():
+        logits = model(input_ids=windows, use_cache=False).logits
+        named_linears(model), left_dense_by_layer(model), copy_weights(model)
+        gather(model, windows, {"input_norm", "output_norm"})
+        assert torch.equal(model(input_ids=windows, use_cache=False).logits, logits)
+    assert {name: vars(module).keys() for name, module in model.named_modules()} == {
+        name: attributes.keys() for name, attributes in before.items()
+    }
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_the_linears_of_experts_see_what_their_own_forward_multiplies(kind):
+    model, windows = mixture(kind), tiny.windows(3)
+    linears, seen = named_linears(model), {}
+    experts = {name: m for name, m in model.named_modules() if name.endswith("mlp.experts")}
+    assert experts
+
+    def remember(name):
+        return lambda _, args: seen.setdefault(name, []).append((args[0], args[1]))
+
+    handles = [module.register_forward_pre_hook(remember(name)) for name, module in experts.items()]
+    with torch.no_grad(), collecting(linears, {"input_norm"}) as sums:
+        for window in windows:
+            model(input_ids=window[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    stats = sums.finish()
+    for name, calls in seen.items():
+        module = experts[name]
+        hidden, chosen = (torch.cat(part) for part in zip(*calls, strict=True))
+        for e in range(4):
+            x = hidden[(chosen == e).any(1)]
+            if not len(x):
+                continue
+            up = module.gate_up_proj[e]
+            product = x @ (up if module.is_transposed else up.T)
+            if module.has_bias:
+                product = product + module.gate_up_proj_bias[e]
+            inner = module._apply_gate(product)
+            for part, inputs in (("gate_proj", x), ("up_proj", x), ("down_proj", inner)):
+                found = stats[f"{name}.{e}.{part}"].input_norm
+                torch.testing.assert_close(found, inputs.detach().norm(dim=0), rtol=1e-4, atol=1e-4)
+            gate = linears[f"{name}.{e}.gate_proj"]
+            rows = slice(len(gate.weight)) if module.is_concatenated else slice(0, None, 2)
+            gated = product[:, rows] - (module.gate_up_proj_bias[e][rows] if module.has_bias else 0)
+            torch.testing.assert_close(gated, x @ gate.weight.T, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_that_multiply_otherwise_than_their_layout_says_are_refused_in_their_forward():
+    model = tiny.model("mixtral")
+    experts = model.model.layers[1].mlp.experts
+    experts.forward = lambda hidden, chosen, weights: hidden + experts.down_proj.sum()
+    with pytest.raises(UserError, match="MixtralExperts multiplies with its tensors in another way"):
+        gather(model, tiny.windows())
+    assert "<lambda>" in repr(experts.forward), "put back after an error too"
 
 
 def test_the_router_of_plain_experts_is_left_alone():
@@ -189,6 +272,69 @@ def test_the_router_of_plain_experts_is_left_alone():
         }
     )
     assert list(prunable_linears(layer)) == ["experts.0", "experts.1"]
+    assert {name: told.reason for name, told in left_dense(layer).items()} == {
+        "gate.weight": "router",
+        "router.weight": "router",
+    }
+
+
+@pytest.mark.parametrize("name", ["chooser", "block_router", "Gating", "gate.wg"])
+def test_a_router_is_known_by_its_path_or_by_its_outputs(name):
+    layer = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])})
+    layer["mlp"] = nn.ModuleDict({"up": nn.Linear(8, 16)})
+    inner = layer["mlp"]
+    *path, last = name.split(".")
+    for part in path:
+        inner[part] = nn.ModuleDict()
+        inner = inner[part]
+    inner[last] = nn.Linear(8, 3)
+    assert sorted(prunable_linears(layer)) == ["experts.0", "experts.1", "experts.2", "mlp.up"]
+    assert left_dense(layer)[f"mlp.{name}.weight"].reason == "router"
+
+
+def test_a_gate_without_experts_is_a_linear_like_any_other():
+    layer = nn.ModuleDict({"gate": nn.Linear(8, 8), "up": nn.Linear(8, 8)})
+    assert list(prunable_linears(layer)) == ["gate", "up"]
+    assert not left_dense(layer)
+
+
+def test_every_matrix_that_is_no_linear_is_told_with_its_reason():
+    layer = nn.ModuleDict(
+        {
+            "conv": nn.Conv1d(4, 4, 3),
+            "positions": nn.Embedding(5, 4),
+            "norm": nn.LayerNorm((4, 4)),
+            "up": nn.Linear(4, 4),
+            "own": nn.ParameterDict({"decay": nn.Parameter(torch.ones(4, 4))}),
+        }
+    )
+    assert {name: (told.reason, told.size) for name, told in left_dense(layer).items()} == {
+        "conv.weight": ("convolution", 48),
+        "positions.weight": ("embedding", 20),
+        "norm.weight": ("norm", 16),
+        "norm.bias": ("norm", 16),
+        "own.decay": ("parameter outside a linear", 16),
+    }
+
+
+def test_a_vision_tower_as_deep_as_the_decoder_is_not_taken_for_it():
+    def tower() -> nn.ModuleDict:
+        return nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(4, 4) for _ in range(3))})
+
+    class Both(nn.Module):
+        config = tf.LlamaConfig(num_hidden_layers=3)
+
+        def __init__(self, first: str, language: str):
+            super().__init__()
+            self.model = nn.ModuleDict({first: tower(), language: tower()})
+            self.language = self.model[language]
+
+    for first in ("vision_tower", "visual", "audio_tower"):
+        for language in ("language_model", "text"):
+            both = Both(first, language)
+            assert decoder_layers(both) is both.language["layers"]
+    seen = Both("perceiver", "language_model")  # a tower by a name of its own
+    assert decoder_layers(seen) is seen.language["layers"]
 
 
 def test_a_model_without_a_list_of_decoder_layers_is_named_with_the_way_out():

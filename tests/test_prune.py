@@ -8,6 +8,7 @@ import math
 import pytest
 import tiny
 import torch
+import transformers as tf
 
 from symprune import (
     NM,
@@ -25,8 +26,10 @@ from symprune import (
     prune,
 )
 from symprune.methods.refine import REFINERS
+from symprune.models.causal import require_causal
 from symprune.models.layers import decoder_layers, named_linears, role, weight_view
 from symprune.pruning.calibrate import gather
+from symprune.pruning.mask_files import apply_masks, load_masks, save_masks
 from symprune.pruning.runner import LayerRunner
 
 PATTERNS = [Unstructured(0.5), Unstructured(0.6, "layer"), NM(2, 4), NM(4, 8)]
@@ -287,6 +290,135 @@ def test_experts_that_no_token_reached_are_named_and_scored_as_if_inputs_were_eq
         magnitude = Unstructured(0.5)(weight_view(named_linears(dense)[name]).abs())
         assert torch.equal(report.masks[name], magnitude)
         assert next(linear for linear in report.linears if linear.name == name).refined is None
+
+
+# What is left dense is told.
+
+
+def built(config) -> torch.nn.Module:
+    """A tiny model of weights that matter."""
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def mamba() -> torch.nn.Module:
+    return built(
+        tf.MambaConfig(
+            vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=8, expand=2, time_step_rank=8
+        )
+    )
+
+
+def dbrx() -> torch.nn.Module:
+    ffn = {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
+    attention = {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}
+    sizes = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "vocab_size": 96}
+    return built(tf.DbrxConfig(**sizes, ffn_config=ffn, attn_config=attention))
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+def test_a_weight_that_is_used_past_its_module_is_left_dense_and_named(propagate, tmp_path):
+    model, windows, recipe = mamba(), tiny.windows(), Recipe(Wanda(), Unstructured(0.5))
+    dense = copy.deepcopy(model)
+    for _ in range(2):  # the second run finds its layers in the work folder
+        model = copy.deepcopy(dense)
+        report = prune(model, windows, recipe, propagate, keep_masks=True, work=tmp_path / "work")
+        names = [f"backbone.layers.{i}.mixer.dt_proj" for i in range(2)]
+        for name in names:
+            told = report.left_dense[f"{name}.weight"]
+            assert (told.reason, told.size) == ("reached by no token", 64 * 8)
+            assert name not in report.masks
+            assert torch.equal(named_linears(model)[name].weight, named_linears(dense)[name].weight)
+    assert report.sparsity == 0.5
+    assert not report.unreached
+    save_masks(tmp_path / "masks", report.masks, model)
+    apply_masks(dense, load_masks(tmp_path / "masks"))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), dense.parameters(), strict=True))
+
+
+def test_a_score_that_reads_no_inputs_prunes_weights_used_past_their_module_too():
+    report = prune(mamba(), None, Recipe(Magnitude(), Unstructured(0.5)))
+    assert "backbone.layers.1.mixer.dt_proj" in {linear.name for linear in report.linears}
+
+
+@pytest.mark.parametrize("make", [mamba, dbrx, lambda: tiny.model("qwen2-moe"), tiny.model])
+def test_every_matrix_of_the_decoder_layers_is_pruned_or_told_and_counted(make):
+    model = make()
+    dense = {name: p.clone() for layer in decoder_layers(model) for name, p in layer.named_parameters()}
+    report = prune(model, tiny.windows(), Recipe(Wanda(), Unstructured(0.5)))
+    prefix = {id(p): name for name, p in model.named_parameters()}
+    matrices = [p for layer in decoder_layers(model) for p in layer.parameters() if p.squeeze().dim() >= 2]
+    gates = [p for layer in decoder_layers(model) for n, p in layer.named_parameters() if "expert_gate" in n]
+    untouched = {prefix[id(p)] for p in matrices + gates if (p != 0).all()}
+    assert untouched == report.left_dense.keys()
+    zeros = sum(int((p == 0).sum()) for p in matrices)
+    assert report.overall_sparsity == pytest.approx(zeros / sum(p.numel() for p in matrices + gates))
+    assert (report.overall_sparsity < report.sparsity) == bool(report.left_dense)
+    assert dense
+
+
+def test_a_report_says_what_was_left_dense_and_what_that_makes_of_the_sparsity():
+    report = prune(dbrx(), tiny.windows(), Recipe(Wanda(), Unstructured(0.5)))
+    for shown in (repr(report), report._repr_html_()):
+        assert "2 (router), 6 (experts in a layout that is not supported)" in shown
+        assert f"{3072 / (6144 + 6 * 3072 + 2 * 128):.2%} of all matrices" in shown
+    assert "left dense" not in repr(prune(tiny.model(), None, Recipe(Magnitude(), Unstructured(0.5))))
+
+
+# Causal or not.
+
+
+def bert(is_decoder: bool) -> torch.nn.Module:
+    return built(tf.BertConfig(**tiny.COMMON, intermediate_size=48, is_decoder=is_decoder))
+
+
+def test_a_model_that_looks_ahead_is_refused_before_anything_is_changed():
+    windows, recipe, model = tiny.windows(), Recipe(Magnitude(), Unstructured(0.5)), bert(False)
+    before = copy.deepcopy(model)
+    for run in (
+        lambda: prune(model, None, recipe),
+        lambda: gather(model, windows),
+        lambda: perplexity(model, windows),
+    ):
+        with pytest.raises(UserError, match="BertLMHeadModel is not causal"):
+            run()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True))
+    assert prune(bert(True), None, recipe).sparsity == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma3, local and global layers"])
+def test_a_causal_model_is_none_the_worse_for_being_asked(family, dtype):
+    model = tiny.model(family, dtype=dtype).train()
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    require_causal(model)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_decoder_that_has_lost_its_encoder_is_refused():
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = built(tf.BartConfig(vocab_size=96, **sizes, **heads, encoder_ffn_dim=48, decoder_ffn_dim=48))
+    model.config.architectures = ["BartForConditionalGeneration"]
+    with pytest.raises(UserError, match="BartForConditionalGeneration has an encoder"):
+        prune(model, None, Recipe(Magnitude(), Unstructured(0.5)))
+
+
+def test_a_model_that_cannot_run_on_tokens_alone_is_refused():
+    model = tiny.model()
+
+    def forward(input_ids, pixel_values, **_):
+        raise AssertionError("never reached")
+
+    model.forward = forward
+    with pytest.raises(UserError, match=r"cannot be run on tokens alone.*pixel_values"):
+        prune(model, None, Recipe(Magnitude(), Unstructured(0.5)))
 
 
 # A work folder.

@@ -1,6 +1,7 @@
 """The commands that prune and calibrate: prune, calibrate, merge."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -211,4 +212,9 @@ def _record(run: dict, report: PruneReport) -> Record:
         "linears": {x.name: x.sparsity for x in report.linears},
         "seconds": report.seconds,
     }
-    return Record(run, metrics | ({"unreached": report.unreached} if report.unreached else {}), provenance())
+    if report.unreached:
+        metrics["unreached"] = report.unreached
+    if report.left_dense:
+        metrics["overall_sparsity"] = report.overall_sparsity
+        metrics["left_dense"] = {name: asdict(matrix) for name, matrix in report.left_dense.items()}
+    return Record(run, metrics, provenance())

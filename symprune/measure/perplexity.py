@@ -8,6 +8,7 @@ from torch import nn
 from symprune.base.errors import UserError
 from symprune.base.progress import track
 from symprune.base.types import Windows
+from symprune.models.causal import require_causal
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.runner import check_windows
 
@@ -60,9 +61,11 @@ def perplexity(model: nn.Module, windows: Windows, *, batch_size: int | str = 1)
     """exp of the mean over windows of the mean token loss (Wanda's convention).
 
     windows: [n, seq_len], from `evaluation_windows`. batch_size: windows per forward pass, or "auto" (see
-    `symprune.pruning.cost`). Raises UserError for windows the model cannot take, and on a loss that is NaN.
+    `symprune.pruning.cost`). Raises UserError for windows the model cannot take,
+    for a model that is not causal, and on a loss that is NaN.
     """
     check_windows(model, windows)
+    require_causal(model)
     if windows.shape[1] < 2:
         raise UserError("perplexity needs windows of at least 2 tokens: raise seq_len")
     device = next(model.parameters()).device

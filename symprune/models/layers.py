@@ -1,19 +1,31 @@
 """Decoder layers and their prunable linears: the only file that knows model families."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from symprune.base.errors import UserError, unknown
 from symprune.base.types import Weight
-from symprune.models.experts import expert_linears, is_fused
+from symprune.models.experts import expert_linears
 
-_ROUTERS = ("router", "gate", "shared_expert_gate")
+_OTHER_SENSES = ("vision", "visual", "audio", "image", "speech")  # towers beside the text model
+_N_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "n_experts")
+
+
+@dataclass(frozen=True)
+class LeftDense:
+    """A matrix of a decoder layer that is not pruned: why, and how many weights it has."""
+
+    reason: str
+    size: int
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks of a model, in order: its module list as long as the config counts layers.
 
-    An attribute `layers_path` of the model ("model.decoder.blocks") names the list instead. Raises UserError
-    if there is none.
+    It is looked for in the decoder of the text model, then elsewhere, but in no tower for images or sound. An
+    attribute `layers_path` of the model ("model.decoder.blocks") names the list instead. Raises UserError if
+    there is none.
     """
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = {
@@ -25,9 +37,17 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         if path not in lists:
             raise unknown("list of decoder layers", path, lists)
         return lists[path]
-    for module in lists.values():
-        if len(module) == count and len({type(layer) for layer in module}) == 1:
-            return module
+    fitting = [
+        module
+        for name, module in lists.items()
+        if len(module) == count
+        and all(any(p.dim() >= 2 for p in layer.parameters()) for layer in module)
+        and not any(sense in part for part in name.lower().split(".") for sense in _OTHER_SENSES)
+    ]
+    if fitting:
+        decoder = set(_decoder(model).modules())
+        # the first of the best: inside the text model's decoder, with layers of one kind
+        return min(fitting, key=lambda module: (module not in decoder, len({type(x) for x in module}) > 1))
     raise UserError(
         f"no list of {count} decoder layers found in {type(model).__name__}: name it with --layers-path"
         f" (model.layers_path), one of {', '.join(lists) or 'none at all'}"
@@ -35,18 +55,39 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def prunable_linears(layer: nn.Module) -> dict[str, nn.Module]:
-    """The linears inside a decoder layer by their name in it, in order.
+    """The linears inside a decoder layer by their name in it, in order; nothing is changed.
 
     Routers of mixture-of-experts layers are left alone. Experts fused into one tensor appear one by one (see
-    `symprune.models.experts`); raises UserError where they cannot: they would silently not be pruned.
+    `symprune.models.experts`). What is not here, `left_dense` tells.
     """
     linears: dict[str, nn.Module] = {}
+    n_experts = _numbers_of_experts(layer)
     for name, module in layer.named_modules():
-        if is_fused(module):
-            linears |= {f"{name}.{part}": linear for part, linear in expert_linears(module).items()}
-        elif _is_linear(module) and name.rsplit(".", 1)[-1] not in _ROUTERS:
+        linears |= {f"{name}.{part}": linear for part, linear in expert_linears(module).items()}
+        if _is_linear(module) and not _is_router(name, len(weight_view(module)), n_experts):
             linears[name] = module
     return linears
+
+
+def left_dense(layer: nn.Module) -> dict[str, LeftDense]:
+    """Every matrix of a decoder layer that is no prunable linear's, by its name in it, with the reason."""
+    found: dict[str, LeftDense] = {}
+    n_experts = _numbers_of_experts(layer)
+    for name, module in layer.named_modules():
+        apart = {linear.tensor for linear in expert_linears(module).values()}
+        for own, parameter in module.named_parameters(recurse=False):
+            is_matrix = sum(size > 1 for size in parameter.shape) >= 2
+            if own in apart or not (is_matrix or (_is_linear(module) and own == "weight")):
+                continue
+            reason = _reason(f"{name}.{own}", module, parameter, n_experts)
+            if reason is not None:
+                found[f"{name}.{own}" if name else own] = LeftDense(reason, parameter.numel())
+    return found
+
+
+def is_expert(name: str) -> bool:
+    """Whether a linear of this name is one of the experts that a router chooses from."""
+    return any("expert" in part and "shared" not in part for part in name.split("."))
 
 
 def linears_by_layer(model: nn.Module) -> list[dict[str, nn.Module]]:
@@ -54,6 +95,15 @@ def linears_by_layer(model: nn.Module) -> list[dict[str, nn.Module]]:
     prefixes = {module: name for name, module in model.named_modules()}
     return [
         {f"{prefixes[layer]}.{name}": linear for name, linear in prunable_linears(layer).items()}
+        for layer in decoder_layers(model)
+    ]
+
+
+def left_dense_by_layer(model: nn.Module) -> list[dict[str, LeftDense]]:
+    """What is left dense of every decoder layer, by its full name in the model."""
+    prefixes = {module: name for name, module in model.named_modules()}
+    return [
+        {f"{prefixes[layer]}.{name}": dense for name, dense in left_dense(layer).items()}
         for layer in decoder_layers(model)
     ]
 
@@ -91,3 +141,62 @@ def restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    """The text model's decoder, as far as the model says which it is."""
+    for owner in (model, getattr(model, "model", None)):
+        for name in ("language_model", "text_model"):
+            if isinstance(inner := getattr(owner, name, None), nn.Module):
+                return inner
+    return model.get_decoder() if hasattr(model, "get_decoder") else model
+
+
+def _numbers_of_experts(layer: nn.Module) -> set[int]:
+    """How many experts a decoder layer has, by everything in it that says so; empty where it has none."""
+    found: set[int] = set()
+    for name, module in layer.named_modules():
+        found |= {n for says in _N_EXPERTS if isinstance(n := getattr(module, says, None), int)}
+        if is_expert(name) and isinstance(module, nn.ModuleList):
+            found.add(len(module))
+        found |= {
+            len(p)
+            for p in module.parameters(recurse=False)
+            if p.dim() == 3 and (is_expert(name) or "expert" in type(module).__name__.lower())
+        }
+    return found - {0}
+
+
+def _is_router(name: str, d_out: int, n_experts: set[int]) -> bool:
+    """Whether a matrix chooses among experts or weighs them: by the path to it, or by its outputs."""
+    parts = name.lower().split(".")
+    if any("router" in part for part in parts):
+        return True
+    if not n_experts or is_expert(name):
+        return False
+    named = any(part in ("gate", "gating", "shared_expert_gate") for part in parts)
+    return named or (d_out in {1, *n_experts} and role(name) != "attention")
+
+
+def _reason(name: str, module: nn.Module, parameter: Tensor, n_experts: set[int]) -> str | None:
+    """Why a matrix of a decoder layer is left dense; None if it is the weight of a prunable linear."""
+    kind = type(module).__name__.lower()
+    if _is_linear(module) and name.endswith("weight"):
+        return (
+            "router"
+            if _is_router(name.removesuffix(".weight"), len(weight_view(module)), n_experts)
+            else None
+        )
+    if isinstance(module, nn.modules.conv._ConvNd) or "conv" in kind:
+        return "convolution"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if "norm" in kind:
+        return "norm"
+    if "bias" in name.rsplit(".", 1)[-1]:
+        return "bias"
+    if parameter.dim() == 2 and _is_router(name, len(parameter), n_experts):
+        return "router"
+    if is_expert(name) or "expert" in kind:
+        return "experts in a layout that is not supported"
+    return "parameter outside a linear"

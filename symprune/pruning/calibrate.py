@@ -10,7 +10,9 @@ from symprune.base.errors import UserError, unknown
 from symprune.base.progress import track
 from symprune.base.types import Windows
 from symprune.methods.stats import LayerStats, LinearSums, Moments, at_least_float32
+from symprune.models.causal import require_causal
 from symprune.models.devices import require_memory
+from symprune.models.experts import experts_calling
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
 from symprune.pruning.runner import (
     LayerRunner,
@@ -151,7 +153,8 @@ def _observed(
     try:
         for name, linear in linears.items():
             handles.append(linear.register_forward_hook(hook(name)))
-        yield
+        with experts_calling(linears.values()):
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -163,6 +166,7 @@ def _by_layer(
     """The sums of the dense model's linears, layer by layer where one pass forward gives them."""
     if output_side not in OUTPUT_SIDES:
         raise UserError(f"output_side must be one of {', '.join(OUTPUT_SIDES)}, not {output_side!r}")
+    require_causal(model)
     if output_side == "gradients" and "output_norm" in uses:
         yield _accumulate_with_gradients(model, windows, uses)
         return

@@ -159,11 +159,22 @@ def diff_masks(a: MaskFile, b: MaskFile) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module, masks: Mapping[str, Mask]) -> dict[str, Weight]:
-    weights = {name: weight_view(linear) for name, linear in named_linears(model).items()}
+    # a linear may lack a mask, left dense, where its like lacks one in every decoder layer
+    masked = {_kind(name) for name in masks}
+    weights = {
+        name: weight_view(linear)
+        for name, linear in named_linears(model).items()
+        if not masks or _kind(name) in masked
+    }
     _require_same(
         {n: w.shape for n, w in weights.items()}, {n: m.shape for n, m in masks.items()}, "the masks"
     )
     return weights
+
+
+def _kind(name: str) -> str:
+    """A linear's name without the numbers of its decoder layer and expert."""
+    return ".".join(part for part in name.split(".") if not part.isdecimal())
 
 
 def _require_same(shapes: dict[str, torch.Size], others: dict[str, torch.Size], whose: str) -> None:

@@ -16,7 +16,17 @@ from symprune.base.types import Mask, Scores, Weight, Windows
 from symprune.methods.masks import zero_removed
 from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
-from symprune.models.layers import linears_by_layer, role, weight_view
+from symprune.models.causal import require_causal
+from symprune.models.experts import ExpertLinear
+from symprune.models.layers import (
+    LeftDense,
+    is_expert,
+    left_dense_by_layer,
+    linears_by_layer,
+    named_linears,
+    role,
+    weight_view,
+)
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.journal import Journal, Resumed, hash_tensors
 from symprune.pruning.report import PrunedLayer, PrunedLinear, PruneReport
@@ -38,18 +48,21 @@ def prune(
 ) -> PruneReport:
     """Prune every linear inside the decoder layers of `model` in place, by `recipe`.
 
+    What is not pruned there is told in the report (`left_dense`).
+
     calibration: windows of tokens [n, seq_len], or for propagate="dense" the statistics of `gather`, or None
     for a recipe that uses no statistics. propagate: "pruned" runs each pruned layer again, so the next one is
     calibrated on what it will receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense
     model. batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`). work: a folder that
     records each finished decoder layer; after a kill the same call on the dense model continues there and
-    ends with the same masks. Raises UserError, before anything is changed, for a width the pattern cannot
-    take, a broken weight, missing statistics, or a work folder of another run.
+    ends with the same masks. Raises UserError, before anything is changed, for a model that is not causal, a
+    width the pattern cannot take, a broken weight, missing statistics, or a work folder of another run.
     """
     layers = linears_by_layer(model)
     check_layers(layers, calibration, recipe, propagate)
     for linears in layers:
         check_weights(linears)
+    require_causal(model)
     start, windows = time.perf_counter(), windows_of(calibration, recipe)
     if windows is not None:
         batch_size = batch_size_of(batch_size, model, windows)
@@ -68,7 +81,20 @@ def prune(
         for layer in prune_layers(track(layers, "pruning"), make_masks, source):
             done += layer.linears
             masks |= layer.masks if keep_masks else {}
-    return PruneReport(recipe, propagate, done, source.stages(since=start), masks)
+    return PruneReport(
+        recipe, propagate, done, source.stages(since=start), masks, left_dense=still_dense(model, done)
+    )
+
+
+def still_dense(model: nn.Module, done: Iterable[PrunedLinear]) -> dict[str, LeftDense]:
+    """Every matrix of the decoder layers that is not among the linears pruned, by its full name."""
+    pruned = {linear.name for linear in done}
+    dense = {name: why for layer in left_dense_by_layer(model) for name, why in layer.items()}
+    return dense | {
+        f"{name}.weight": LeftDense("reached by no token", linear.weight.numel())
+        for name, linear in named_linears(model).items()
+        if name not in pruned
+    }
 
 
 def prune_layers(
@@ -91,14 +117,22 @@ def prune_layers(
 
 @dataclass(frozen=True)
 class MasksFromStatistics:
-    """The masks of one decoder layer after the other by a recipe, from what a source has gathered of it."""
+    """The masks of one decoder layer after the other by a recipe, from what a source has gathered of it.
+
+    A linear that no token reached gets none, for its weight may be used past its module (Mamba's dt_proj);
+    an expert that no token chose does.
+    """
 
     source: Source
     recipe: Recipe
 
     def __call__(self, index: int, linears: Mapping[str, nn.Module]) -> PrunedLayer:
         statistics = self.source.statistics(index, linears)
-        made = {name: _mask_linear(name, m, statistics[name], self.recipe) for name, m in linears.items()}
+        made = {
+            name: _mask_linear(name, linear, statistics[name], self.recipe)
+            for name, linear in linears.items()
+            if not _unreached(statistics[name]) or isinstance(linear, ExpertLinear) or is_expert(name)
+        }
         masks = {name: mask for name, (mask, _) in made.items()}
         return PrunedLayer(masks, [linear for _, linear in made.values()])
 
@@ -153,6 +187,8 @@ def check_layers(
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
     linears = {name: linear for layer in layers for name, linear in layer.items()}
+    if not linears:
+        raise UserError("the decoder layers of this model hold no linear that can be pruned")
     for name, linear in linears.items():
         try:
             recipe.pattern.check(*weight_view(linear).shape)

@@ -1,9 +1,11 @@
 """What pruning tells of a linear, of a decoder layer, and of the whole model."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from symprune.base.types import Mask
 from symprune.methods.recipe import Recipe
+from symprune.models.layers import LeftDense
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,20 @@ class PruneReport:
     linears: list[PrunedLinear]
     seconds: dict[str, float]  # by stage: calibrate, prune
     masks: dict[str, Mask] = field(default_factory=dict)  # only if asked for
+    left_dense: dict[str, LeftDense] = field(default_factory=dict)  # matrices not pruned, by full name
 
     @property
     def sparsity(self) -> float:
         """The fraction of all prunable weights that the masks remove."""
-        n_weights = sum(linear.d_out * linear.d_in for linear in self.linears)
-        return 1 - sum(linear.kept for linear in self.linears) / n_weights
+        n_weights, kept = self._counts()
+        return 1 - kept / n_weights
+
+    @property
+    def overall_sparsity(self) -> float:
+        """The fraction removed of all matrices of the decoder layers, those left dense among them."""
+        n_weights, kept = self._counts()
+        dense = sum(matrix.size for matrix in self.left_dense.values())
+        return 1 - (kept + dense) / (n_weights + dense)
 
     @property
     def unreached(self) -> list[str]:
@@ -89,7 +99,7 @@ class PruneReport:
         unreached = f"; {len(self.unreached)} of them saw no calibration token" if self.unreached else ""
         return (
             f"{self.recipe.label}: {self.sparsity:.2%} of the weights of {len(self.linears)} linears"
-            f" removed{unreached}"
+            f" removed{unreached}{self._dense()}"
         )
 
     def _repr_html_(self) -> str:
@@ -99,5 +109,19 @@ class PruneReport:
         ).rename_axis("kind")
         return (
             f"<p><b>{self.recipe.label}</b>: {self.sparsity:.2%} of the weights removed, propagate ="
-            f" {self.propagate}</p>" + (summary.to_html(float_format="{:.4f}".format))
+            f" {self.propagate}{self._dense()}</p>" + (summary.to_html(float_format="{:.4f}".format))
+        )
+
+    def _counts(self) -> tuple[int, int]:
+        """The weights of the linears pruned, and those kept."""
+        n_weights = sum(linear.d_out * linear.d_in for linear in self.linears)
+        return n_weights, sum(linear.kept for linear in self.linears)
+
+    def _dense(self) -> str:
+        if not self.left_dense:
+            return ""
+        kinds = Counter(matrix.reason for matrix in self.left_dense.values())
+        return (
+            f"; left dense: {', '.join(f'{n} ({kind})' for kind, n in kinds.items())}, so"
+            f" {self.overall_sparsity:.2%} of all matrices of the decoder layers removed"
         )
