@@ -124,8 +124,9 @@ def role(linear_name: str) -> str:
 
 
 def max_seq_len(model: nn.Module) -> int | None:
-    """The longest sequence the model has positions for, if it says so."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    """The longest sequence the model has positions for, if it says so (XLNet says -1: any)."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit if limit is None or limit > 0 else None
 
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:
