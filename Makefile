@@ -22,7 +22,6 @@ test: lint unit notebooks
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 unit: $(READY)
 	$(PARALLEL)

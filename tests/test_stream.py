@@ -78,7 +78,7 @@ def test_experts_that_are_saved_one_by_one_are_streamed_and_saved_so_again(famil
     assert sum(".experts.2." in key for key in names) == 9, "three matrices of an expert in each layer"
     expected = load_model(name, dtype)
     report = prune(expected, windows, WANDA)
-    streamed = prune_checkpoint(name, tmp_path / "out", windows, WANDA, how=Streaming(dtype=dtype))
+    streamed = prune_checkpoint(name, tmp_path / "out", windows, WANDA, dtype=dtype)
     assert streamed.linears == report.linears
     files = (tmp_path / "out").glob("*.safetensors")
     assert {key for file in files for key in load_file(file)} == names
@@ -149,7 +149,7 @@ def test_half_precision_streams_in_the_dtype_asked_for(tmp_path):
     name, windows = saved(tmp_path), tiny.windows(3)
     model = load_model(name, "bfloat16")
     prune(model, windows, WANDA)
-    prune_checkpoint(name, tmp_path / "out", windows, WANDA, how=Streaming(dtype="bfloat16"))
+    prune_checkpoint(name, tmp_path / "out", windows, WANDA, dtype="bfloat16")
     out = load_model(str(tmp_path / "out"), "bfloat16")
     assert all(torch.equal(tensor, out.state_dict()[key]) for key, tensor in model.state_dict().items())
     assert {
@@ -202,9 +202,9 @@ def test_a_checkpoint_without_a_prefix_on_its_names_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"how": Streaming(memory=1000)}, "raise --memory"),
-        ({"how": Streaming(dtype="float31")}, "unknown dtype"),
-        ({"how": Streaming(device="auto")}, "one device"),
+        ({"memory": 1000}, "raise --memory"),
+        ({"dtype": "float31"}, "unknown dtype"),
+        ({"device": "auto"}, "one device"),
         ({"recipe": Recipe(Wanda(), NM(1, 5))}, "q_proj"),
     ],
 )

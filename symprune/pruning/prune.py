@@ -91,7 +91,7 @@ def still_dense(model: nn.Module, done: Iterable[PrunedLinear]) -> dict[str, Lef
     pruned = {linear.name for linear in done}
     dense = {name: why for layer in left_dense_by_layer(model) for name, why in layer.items()}
     return dense | {
-        f"{name}.weight": LeftDense("reached by no token", linear.weight.numel())
+        f"{name}.weight": LeftDense("reached by no token, or by zeros alone", linear.weight.numel())
         for name, linear in named_linears(model).items()
         if name not in pruned
     }
@@ -177,7 +177,8 @@ def _mask_linear(
 
 
 def _unreached(stats: LayerStats | None) -> bool:
-    return stats is not None and stats.n_tokens == 0
+    """Whether a linear received nothing: no token, or zeros alone, of which every score is zero."""
+    return stats is not None and (stats.n_tokens == 0 or not stats.input_norm.any())
 
 
 def check_layers(

@@ -141,6 +141,7 @@ def runs_by_layer(model: nn.Module, windows: Windows) -> bool:
     Tried on two unlike windows, in two plain forwards beside the runner's own: an architecture may give its
     layers more than a runner can know of.
     """
+    check_windows(model, windows)
     other = windows[-1:]
     pair = torch.cat((windows[:1], other.flip(1) if torch.equal(windows[:1], other) else other))
     found: list[Tensor] = []

@@ -21,7 +21,7 @@ from symprune.models.load import DTYPES, locate, require_readable
 from symprune.pruning.checkpoint import Checkpoint, Writer, skeleton
 from symprune.pruning.cost import Cost, Shape, batch_size_of, plan
 from symprune.pruning.packed_masks import PackedMasks
-from symprune.pruning.prune import MasksFromStatistics, check_layers, check_weights, prune_layers
+from symprune.pruning.prune import MasksFromStatistics, check_layers, check_weights, prune_layers, still_dense
 from symprune.pruning.report import PrunedLinear, PruneReport
 from symprune.pruning.sources import Calibration, Source, Timed, source_of, windows_of
 
@@ -47,13 +47,13 @@ def prune_checkpoint(
     calibration: Calibration,
     recipe: Recipe,
     propagate: str = "pruned",
-    how: Streaming = Streaming(),
+    **how,
 ) -> PruneReport:
     """Prune the model called `name` into the folder `out`, to the same bits as `prune` in memory.
 
-    Raises UserError as `StreamedRun` does.
+    how: fields of `Streaming`. Raises UserError as `StreamedRun` does.
     """
-    with StreamedRun(name, calibration, recipe, propagate, how).into(out) as (_, report):
+    with StreamedRun(name, calibration, recipe, propagate, Streaming(**how)).into(out) as (_, report):
         return report
 
 
@@ -127,7 +127,10 @@ class StreamedRun:
                 self.masks.add(name, weight_view(linears[name]), mask)
         checkpoint.copy_outside(writer, at_most=self.plan.cost.layer)
         writer.finish(self.model, self._folder)
-        return PruneReport(self._recipe, self._propagate, done, source.stages(since=start))
+        stages = source.stages(since=start)
+        return PruneReport(
+            self._recipe, self._propagate, done, stages, left_dense=still_dense(self.model, done)
+        )
 
     def _source(self, spilled: Path) -> Source:
         how = self._calibration, self._recipe, self._propagate, self._batch_size
