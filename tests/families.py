@@ -236,7 +236,7 @@ def _way(model: nn.Module, layers: list[dict[str, nn.Module]]) -> tuple[str, int
             for name in each
         )
     unreached = sum(plain[name].n_tokens == 0 and not is_expert(name) for name in linears)
-    return (getattr(source, "way", "layer by layer") if equal else "differs"), unreached
+    return (source.way if equal else "differs"), unreached
 
 
 @contextlib.contextmanager

@@ -23,6 +23,12 @@ def test_most_families_are_built(found):
     assert len(built) >= 160
 
 
+def test_nothing_lies_between_right_and_refused(found):
+    ways = [each.way.split(":")[0] for each in found.values()]
+    assert set(ways) == {"layer by layer", "whole model", "refused", "not built"}
+    assert ways.count("refused") <= 15
+
+
 def test_whatever_is_not_pruned_of_a_family_has_a_reason(found):
     for family, each in found.items():
         assert each.linears or each.way.startswith(("refused: ", "crashes", "not built: ")), family

@@ -7,7 +7,7 @@ name, and `advance(index)`, which is called when that layer is pruned.
 import time
 from collections.abc import Callable, Collection, Mapping, MutableSequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -34,6 +34,8 @@ class Source(Protocol):
 class FromWindows:
     """Statistics of windows that run through the model, each decoder layer after the ones before it."""
 
+    way: ClassVar[str] = "layer by layer"
+
     runner: LayerRunner
     uses: Collection[str]
     propagate: str
@@ -58,6 +60,8 @@ class FromWholeForwards:
 
     Of the dense model in one pass over all windows; with propagation through pruned layers in one for each.
     """
+
+    way = "whole model"
 
     def __init__(self, model: nn.Module, windows: Windows, uses: Collection[str], propagate: str, batch_size):
         self._run = lambda: run_whole(model, windows, batch_size)
