@@ -215,7 +215,7 @@ def entrance(model: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def _enter(
-    model: nn.Module, batch: Tensor, like: Calls | None, besides: list[tuple | None]
+    model: nn.Module, batch: Tensor, like: Calls | None, besides: list
 ) -> tuple[Tensor, Calls]:
     """The hidden states that enter the first decoder layer, and what every layer is given beside them.
 
