@@ -214,9 +214,7 @@ def entrance(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def _enter(
-    model: nn.Module, batch: Tensor, like: Calls | None, besides: list
-) -> tuple[Tensor, Calls]:
+def _enter(model: nn.Module, batch: Tensor, like: Calls | None, besides: list) -> tuple[Tensor, Calls]:
     """The hidden states that enter the first decoder layer, and what every layer is given beside them.
 
     besides: what this family's layers give beside their hidden states (None if they give only these) for a
