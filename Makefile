@@ -22,6 +22,7 @@ test: lint unit notebooks
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 unit: $(READY)
 	$(PARALLEL)
