@@ -6,6 +6,7 @@ from typing import Any
 
 from symprune.base.errors import UserError, unknown
 from symprune.models import EMBEDDED
+from symprune.models.precision import check_calibration_dtype
 from symprune.pruning.calibrate import OUTPUT_SIDES
 from symprune.pruning.prune import PROPAGATE
 
@@ -14,6 +15,7 @@ from symprune.pruning.prune import PROPAGATE
 class Protocol:
     """The protocol of an experiment; its fields are the parameters of a profile, lists read as tuples.
 
+    calibration_dtype: see `symprune.models.precision.calibrating_in`; None: the model's own.
     eval_seq_len: seq_len unless said otherwise; n_eval: None takes the whole split. seeds: draws of
     calibration text. Raises UserError for values with which nothing could be measured.
     """
@@ -22,6 +24,7 @@ class Protocol:
     models: Sequence[str] = (EMBEDDED,)
     device: str = "cpu"
     dtype: str = "float32"
+    calibration_dtype: str | None = None
     calibration_corpus: str = "embedded"
     n_calib: int = 16
     seq_len: int = 512
@@ -43,6 +46,7 @@ class Protocol:
                 raise UserError(f"{name} must be at least 1, not {size}")
         if not self.seeds or not self.models:
             raise UserError("an experiment needs at least one model and one seed")
+        check_calibration_dtype(self.calibration_dtype)
         for name, known in {"propagate": PROPAGATE, "output_side": OUTPUT_SIDES}.items():
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)

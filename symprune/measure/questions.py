@@ -40,6 +40,7 @@ from symprune.methods.overlap import entropy_of_kept, jaccard
 from symprune.methods.recipe import Recipe, build, method_dict, method_label
 from symprune.methods.scores import SCORES
 from symprune.methods.stats import LayerStats
+from symprune.models.precision import as_calibrated, calibrating_in
 from symprune.pruning.prune import make_mask, score_linear
 from symprune.text.corpora import adds_bos
 from symprune.text.tasks import identity
@@ -146,7 +147,7 @@ class MaskOverlap:
     def question(self, bench: Bench, pair: tuple[Recipe, Recipe], seed: int) -> dict:
         """Model, and each side's recipe and calibration."""
         sides = [
-            {"recipe": recipe.to_dict(), "calibration": side.calibration_name(recipe.uses, side_seed)}
+            side.recipe_name(recipe, side_seed)
             for recipe, (side, side_seed) in zip(pair, self._sides(bench, seed), strict=True)
         ]
         return {"model": bench.model_name, **sides[0], "reference": sides[1]}
@@ -158,7 +159,8 @@ class MaskOverlap:
         of_sides = [(recipe, side.statistics(recipe.uses, its_seed)) for recipe, (side, its_seed) in sides]
         measured = {}
         for name, linear in models.named_linears(bench.loaded.pristine()).items():
-            weight = models.weight_view(linear)
+            with calibrating_in(bench.protocol.calibration_dtype):
+                weight = as_calibrated(models.weight_view(linear))
             mask, reference = (_mask(name, weight, stats[name], recipe) for recipe, stats in of_sides)
             measured[name] = {
                 "jaccard": jaccard(mask, reference),
@@ -266,8 +268,4 @@ def _mask(name: str, weight: Weight, stats: LayerStats | None, recipe: Recipe) -
 
 def pruned_name(bench: Bench, recipe: Recipe | None, seed: int) -> dict[str, Any]:
     """What the answer of a model that is pruned by a recipe (None: not at all) depends on."""
-    return {
-        "model": bench.model_name,
-        "recipe": recipe.to_dict() if recipe else None,
-        "calibration": bench.calibration_name(recipe.uses if recipe else frozenset(), seed),
-    }
+    return {"model": bench.model_name, **bench.recipe_name(recipe, seed)}

@@ -10,6 +10,7 @@ from symprune.base.errors import UserError
 from symprune.base.types import Windows
 from symprune.models.devices import memory_of
 from symprune.models.layers import decoder_layers, linears_by_layer, weight_view
+from symprune.models.precision import calibration_dtype
 
 GIB = 2**30
 AUTO = "auto"
@@ -60,8 +61,9 @@ class Shape:
 class Cost:
     """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens.
 
-    itemsize: bytes of a weight. passes: over the decoder layers, 2 for propagation "pruned", 1 for "dense", 0
-    for scores that read no statistics. merged: bytes of the largest tensor that a checkpoint holds in parts.
+    itemsize: bytes of a weight; computed: of a number that calibration computes with, if wider. passes: over
+    the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics.
+    merged: bytes of the largest tensor that a checkpoint holds in parts.
     """
 
     shape: Shape
@@ -73,6 +75,17 @@ class Cost:
     gram: bool = False
     keep_masks: bool = False
     merged: int = 0
+    computed: int = 0
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number that calibration computes with."""
+        return max(self.itemsize, self.computed)
+
+    @property
+    def widened(self) -> int:
+        """The copy of a decoder layer in which calibration runs it, if that is wider than the weights."""
+        return self.shape.layer * self.number if self.passes and self.number > self.itemsize else 0
 
     @property
     def weights(self) -> int:
@@ -87,13 +100,13 @@ class Cost:
     @property
     def hidden(self) -> int:
         """The hidden states of all windows between two decoder layers."""
-        return self.n_windows * self.seq_len * self.shape.hidden_size * self.itemsize if self.passes else 0
+        return self.n_windows * self.seq_len * self.shape.hidden_size * self.number if self.passes else 0
 
     @property
     def activations(self) -> int:
         """What enters and leaves the linears of a decoder layer for one batch, and what lies between them."""
         per_token = sum(d_out for d_out, _ in self.shape.widths) + 4 * self.shape.hidden_size
-        return self.batch_size * self.seq_len * per_token * self.itemsize if self.passes else 0
+        return self.batch_size * self.seq_len * per_token * self.number if self.passes else 0
 
     @property
     def inputs(self) -> list[int]:
@@ -121,7 +134,7 @@ class Cost:
     def scoring(self) -> int:
         """Scores and mask of the largest linear, and the masks of its decoder layer."""
         sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
-        return _SCORING * max(sizes) + sum(sizes)
+        return _SCORING * max(self.number, 4) // 4 * max(sizes) + sum(sizes)
 
     @property
     def masks(self) -> int:
@@ -131,7 +144,7 @@ class Cost:
     @property
     def in_memory(self) -> int:
         """Peak with the whole model in memory."""
-        return self.weights + self.hidden + self.grams + max(self.activations, self.scoring)
+        return self.weights + self.hidden + self.grams + max(self.activations + self.widened, self.scoring)
 
     def streamed(self, spilled: bool) -> int:
         """Peak with one decoder layer in memory; spilled: hidden states are on disk but for a batch."""
@@ -141,10 +154,12 @@ class Cost:
             else self.hidden
         )
         reading = max(d_out * d_in for d_out, d_in in self.shape.widths) * self.itemsize
-        entering = (self.shape.entrance * self.itemsize if self.passes else 0) + self.layer + self.merged
-        pruning = (
-            self.layer + self.grams + max(self.activations, self.scoring, reading, self.merged) + self.masks
+        copied = self.itemsize + (self.number if self.widened else 0)  # an embedding and what it computes in
+        entering = (
+            (self.shape.entrance * copied if self.passes else 0) + self.layer + self.widened + self.merged
         )
+        working = max(self.activations + self.widened, self.scoring, reading, self.merged)
+        pruning = self.layer + self.grams + working + self.masks
         return hidden + max(entering, pruning, 3 * self.masks)  # being saved, masks are copied twice
 
     @property
@@ -182,8 +197,9 @@ def batch_size_of(
         return requested
     shape, seq_len = Shape.of(model), windows.shape[1]
     device = torch.device(device or model.get_input_embeddings().weight.device)
-    itemsize = next(model.parameters()).element_size()
-    one = Cost(shape, 1, seq_len, itemsize)
+    weight = next(model.parameters())
+    itemsize, computed = weight.element_size(), (calibration_dtype(weight) or weight.dtype).itemsize
+    one = Cost(shape, 1, seq_len, itemsize, computed=computed)
     a_window = one.activations + (seq_len * shape.vocabulary * itemsize if logits else 0)
     room = memory_of(device) - one.weights if room is None else room
     tokens = _TOKENS_ON_A_GPU if device.type == "cuda" else _TOKENS_ELSEWHERE
