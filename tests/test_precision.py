@@ -25,7 +25,7 @@ RECIPE = Recipe(Wanda(), Unstructured(0.5), R2DSnoT())
 
 
 def attended(model, x):
-    """What the first layer's o_proj receives, by definition, in float64: one window, one head after the other."""
+    """What the first layer's o_proj receives, by definition, in float64, head by head."""
     attention, config = model.model.layers[0].self_attn, model.config
     n, d = len(x), config.hidden_size // config.num_attention_heads
     q, k, v = (x @ getattr(attention, name).weight.double().T for name in ("q_proj", "k_proj", "v_proj"))
@@ -147,7 +147,7 @@ def test_files_of_statistics_say_it_and_are_not_mixed(tmp_path):
                     accumulate(tiny.model(), window), asked, [{"windows": str(name), "n_windows": 1}]
                 )
             )
-    with pytest.raises(UserError, match="different calibration_dtype: None and float64|float64 and None"):
+    with pytest.raises(UserError, match="different calibration_dtype"):
         stats_files.merge(parts)
 
 
@@ -168,7 +168,7 @@ def test_names_that_are_unknown_or_narrower_than_the_weights_are_refused():
     with pytest.raises(UserError, match="unknown calibration_dtype"):
         Protocol("p", calibration_dtype="bfloat16")
     model = tiny.model(dtype=torch.float64)
-    with calibrating_in("float32"), pytest.raises(UserError, match="would round weights of torch.float64"):
+    with calibrating_in("float32"), pytest.raises(UserError, match=r"would round weights of torch\.float64"):
         prune(model, WINDOWS, RECIPE)
 
 
