@@ -34,6 +34,19 @@ def batch_size(text: str) -> int | str:
     return text if text == "auto" else at_least_one(text)
 
 
+def setting(text: str) -> tuple[str, object]:
+    """n_calib=16: a key and its value, which is read as YAML is."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    try:
+        if equals and key:
+            return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be KEY=VALUE, such as n_calib=16 or models=[a, b], not {text!r}")
+
+
 def common() -> argparse.ArgumentParser:
     """How an answer is shown."""
     options = _options()

@@ -238,6 +238,15 @@ def build_parser() -> argparse.ArgumentParser:
         example="reproduce 02 --profile cpu",
     )
     p.add_argument(
+        "--set",
+        dest="settings",
+        type=options.setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value than the profile's; results go to PROFILE_set, or to profile=NAME",
+    )
+    p.add_argument(
         "--again",
         action="store_true",
         help="execute also what would do again what it did (records are still reused)",

@@ -245,20 +245,26 @@ def plan(cost: Cost, budget: int | None, dtype: torch.dtype = torch.float32, dev
         )
     disk = cost.weights + cost.masks + (cost.hidden if spill else 0)
     copying = 2 * cost.weights + (2 * cost.shape.n_layers * cost.passes * cost.hidden if spill else 0)
-    seconds = (
-        cost.operations / _operations_per_second(dtype, device)
-        + copying / 1e9
-        + cost.shape.linears * 40 / 4e9
-    )
-    return Plan(cost, spill, base, memory, disk, seconds)
+    return Plan(cost, spill, base, memory, disk, seconds_of(cost, dtype, device) + copying / 1e9)
+
+
+def seconds_of(cost: Cost, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
+    """Seconds of the passes over the decoder layers, at the rate of a product here and now, and of the masks.
+
+    A refinement is not in it, and no sampling of norms.
+    """
+    passes = cost.operations / _operations_per_second(dtype, device) if cost.passes else 0.0
+    return passes + cost.shape.linears * 40 / (4e9 if device == "cpu" else 1e12)
 
 
 def _operations_per_second(dtype: torch.dtype, device: str) -> float:
     """Of a product of the size of a linear's, here and now."""
-    a = torch.ones(512, 1024, dtype=dtype, device=device)
-    b = torch.ones(1024, 1024, dtype=dtype, device=device)
+    rows, width = (512, 1024) if device == "cpu" else (4096, 4096)  # what keeps a GPU busy
+    a = torch.ones(rows, width, dtype=dtype, device=device)
+    b = torch.ones(width, width, dtype=dtype, device=device)
+    (a @ b).sum().item()  # the first call loads libraries
     start, n = time.perf_counter(), 0
     while n < 3 or time.perf_counter() - start < 0.1:
         (a @ b).sum().item()
         n += 1
-    return n * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start)
+    return n * 2 * rows * width * width / (time.perf_counter() - start)
