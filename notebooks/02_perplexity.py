@@ -107,12 +107,13 @@ save_figure(perplexity_dots(rows), profile, "02_perplexity")
 # ## The dense model over the whole split
 #
 # Every window of the evaluation text, by the length of the windows (`dense_lengths`): the number to compare
-# with other people's. The grid above uses windows spread evenly over the same text.
+# with other people's. A model is left out where it has fewer positions. The grid above uses windows spread
+# evenly over the same text.
 
 # %%
 if dense_lengths:
-    whole_splits = [replace(protocol, n_eval=None, eval_seq_len=length) for length in dense_lengths]
-    dense = pd.concat([Experiment(whole).run([None]) for whole in whole_splits], ignore_index=True)
+    whole_splits = [Experiment(whole).run([None]) for whole in protocol.over_whole_splits(dense_lengths)]
+    dense = pd.concat(whole_splits, ignore_index=True)
     shown = dense[
         ["model", "evaluated_on", "eval_seq_len", "n_windows", "perplexity", "perplexity_stderr"]
     ].round(3)

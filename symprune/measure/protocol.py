@@ -2,11 +2,13 @@
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_origin
 
 from symprune.base.errors import UserError, unknown
 from symprune.models import EMBEDDED
+from symprune.models.folder import max_positions
+from symprune.models.load import locate
 from symprune.models.precision import check_calibration_dtype
 from symprune.pruning.calibrate import OUTPUT_SIDES
 from symprune.pruning.prune import PROPAGATE
@@ -58,6 +60,18 @@ class Protocol:
             raise UserError(
                 "output_side 'gradients' is gathered on the dense model: it needs propagate 'dense'"
             )
+
+    def over_whole_splits(self, lengths: Sequence[int]) -> "list[Protocol]":
+        """For each length of a window this protocol over the whole split, of the models that have so many
+        positions.
+        """
+        limits = {name: max_positions(locate(name)) for name in self.models} if lengths else {}
+        found = []
+        for length in lengths:
+            able = [name for name, limit in limits.items() if limit is None or length <= limit]
+            if able:
+                found.append(replace(self, models=able, n_eval=None, eval_seq_len=length))
+        return found
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any], **changes: Any) -> "Protocol":
