@@ -1,5 +1,5 @@
-"""A folder in the hub's layout, for SYMPRUNE_DATA: tiny models by the ids of published ones, some rows of each
-corpus and task. Lengths are 1/32 of the published models'.
+"""A folder in the hub's layout, for SYMPRUNE_DATA: tiny models by the ids of published ones, a few rows of
+each corpus and task. Lengths are 1/32 of the published models'.
 """
 
 import gzip
