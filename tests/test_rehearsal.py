@@ -1,7 +1,7 @@
 """The profiles that need a GPU and the hub, rehearsed on a processor.
 
-Every model id is answered by a tiny model of its family, every corpus and task by a few rows, so that on the day
-with a GPU nothing is found but numbers.
+Every model id is answered by a tiny model of its family, every corpus and task by a few rows, so that on the
+day with a GPU nothing is found but numbers.
 """
 
 import hub
