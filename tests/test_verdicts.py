@@ -10,6 +10,7 @@ from symprune.paper.compare import Paired, paired, paired_accuracy
 from symprune.paper.verdicts import (
     Claim,
     Verdict,
+    expect,
     judge,
     judge_accuracy,
     judge_all,
@@ -278,3 +279,10 @@ def test_verdicts_are_gathered_on_a_page_by_notebook(folder):
     assert "-8.0% perplexity (95 % interval" in page
     assert page.index("### 02_perplexity") < page.index("### 03_lp")
     assert verdict_page(load_verdicts("none")) == "**no verdicts yet**"
+
+
+def test_what_is_not_as_expected_is_printed_and_nothing_stops(capsys):
+    expect(True, "more removed, more lost")
+    assert capsys.readouterr().out == ""
+    expect(False, "more removed, more lost")
+    assert capsys.readouterr().out == "unexpected, not so here: more removed, more lost\n"

@@ -227,6 +227,14 @@ def _judged(claim: Claim, comparison: Paired | PairedAccuracy, of: str) -> Verdi
     return judge(claim, comparison, of) if claim.margin is None else judge_close(claim, comparison, of)
 
 
+def expect(holds: Any, what: str) -> None:
+    """Print `what` as unexpected unless it holds, and go on: a surprising number is a finding, and no reason
+    to lose a run.
+    """
+    if not holds:
+        print(f"unexpected, not so here: {what}")
+
+
 def _of_ratio(claim: Claim, of: str, verdict: str, comparison: Paired) -> Verdict:
     effects = (ratio - 1 for ratio in (comparison.ratio, comparison.low, comparison.high))
     over, draws = f"{comparison.n} {comparison.over}", tuple(ratio - 1 for ratio in comparison.draws)
