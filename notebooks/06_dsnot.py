@@ -46,6 +46,7 @@ digits = 4
 # %%
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
+from symprune.methods.recipe import pattern_label
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap
 from symprune.paper.figures import perplexity_dots
 from symprune.paper.style import save_figure
@@ -104,7 +105,7 @@ save_table(
 )
 
 # %%
-first = rows[rows["pattern"].isin(["dense", rows["pattern"].iloc[1]])]
+first = rows[rows["pattern"].isin(["dense", pattern_label(Unstructured(refined_sparsities[0]))])]
 save_figure(perplexity_dots(first, columns="method", index="refine"), profile, "06_dsnot")
 
 # %% [markdown]
