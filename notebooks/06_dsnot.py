@@ -127,7 +127,7 @@ save_table(
 # ## Checks
 
 # %%
-assert rows[rows["refine"] != "dense"].groupby("pattern")["sparsity"].nunique().eq(1).all(), (
+assert rows[rows["refine"] != "dense"].groupby(["model", "pattern"])["sparsity"].nunique().eq(1).all(), (
     "a refinement keeps every count"
 )
 exact = effort[effort["refine"] == "exact_swap"]
