@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from symprune import models
 from symprune.base import paths
 from symprune.measure.protocol import Protocol
+from symprune.measure.record_rows import totals
 from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
 from symprune.models.precision import calibrating_in
@@ -183,11 +184,10 @@ class Bench:
             report = prune(self.loaded.pristine(), calibration, recipe, propagate, batch_size=p.batch_size)
         pruning: dict[str, Any] = {
             "sparsity": report.sparsity,
-            "linears": {linear.name: linear.sparsity for linear in report.linears},
             "seconds_prune": sum(report.seconds.values()),
         }
         if recipe.refine:
-            pruning["refined"] = {linear.name: linear.refined for linear in report.linears if linear.refined}
+            pruning["refined"] = totals([linear.refined for linear in report.linears if linear.refined])
         return pruning
 
     def statistics(self, uses: frozenset[str], seed: int) -> dict[str, LayerStats | None]:
