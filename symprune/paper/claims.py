@@ -70,8 +70,10 @@ def cases_of(entry: dict[str, Any]) -> list[tuple[str, str, str | None]]:
     """
     cases: list[tuple[str, str, str | None]] = []
     for block in entry.get("family", ()):
-        named = [", ".join(parts) for parts in itertools.product(*block["cases"])] if "cases" in block else []
-        cases += itertools.product([block["notebook"]], block["comparisons"], named or [None])
+        named: list[str | None] = [", ".join(parts) for parts in itertools.product(*block.get("cases", []))]
+        if "cases" not in block:
+            named = [None]
+        cases += itertools.product([block["notebook"]], block["comparisons"], named)
     return cases
 
 
