@@ -148,7 +148,7 @@ def test_intervals_of_95_percent_cover_the_truth_in_93_to_98(n_draws, spread):
 
 def test_the_smallest_difference_that_would_be_found_is_found_in_80_percent():
     rng, shape, spread = np.random.default_rng(0), (12, 8), (1, 0.5, 0.5)
-    tables = simulated(rng, 1500, shape, spread)
+    tables = simulated(rng, 600, shape, spread)
     typical = np.median([crossed(table).detectable(4) for table in tables])
     found = [abs(mean.value) > mean.reach(4) for mean in map(crossed, tables + typical)]
     assert 0.72 < np.mean(found) < 0.88
@@ -205,8 +205,8 @@ def test_windows_of_other_articles_are_not_paired_and_of_untold_ones_each_stands
 
 
 def test_unevenness_is_compared_linear_by_linear_after_the_repetitions_are_averaged():
-    a = pd.DataFrame({"linear_entropy_columns": [[0.75, 0.5, 0.5], [0.25, 0.5, 0.25]]})
-    b = pd.DataFrame({"linear_entropy_columns": [[0.5, 0.75, 0.875]]})
+    a = pd.DataFrame({"linear_entropy_columns": [[0.75, 0.5, 0.5], [0.25, 0.5, 0.25]], "seed": None})
+    b = pd.DataFrame({"linear_entropy_columns": [[0.5, 0.75, 0.875]], "seed": None})
     found = paired_unevenness(a, b, 3, lines="columns")
     logs = [math.log(ratio) for ratio in (0.5 / 0.5, 0.5 / 0.25, 0.625 / 0.125)]
     expected = paired_logs(logs, 3, "unevenness over columns", "linears")
@@ -219,6 +219,17 @@ def test_unevenness_is_compared_linear_by_linear_after_the_repetitions_are_avera
         "unevenness over columns",
         "linears",
     )
+
+
+def test_unevenness_crosses_linears_with_draws():
+    entropies = [[0.75, 0.5, 0.5], [0.25, 0.5, 0.25], [0.5, 0.25, 0.25]]
+    a = pd.DataFrame({"linear_entropy_rows": entropies, "seed": [0, 0, 1]})
+    b = pd.DataFrame({"linear_entropy_rows": [[0.5, 0.75, 0.875], [0.25, 0.5, 0.75]], "seed": [1, 0]})
+    cells = [[math.log(0.5 / 0.75), math.log(0.5 / 0.5)], [0.0, math.log(0.75 / 0.25)]]
+    cells.append([math.log(0.625 / 0.25), math.log(0.75 / 0.125)])
+    found, expected = paired_unevenness(a, b, lines="rows"), crossed(np.array(cells))
+    assert found.low == pytest.approx(math.exp(expected.value - expected.reach()))
+    assert (found.n, found.over, len(found.draws)) == (3, "linears and 2 draws", 2)
 
 
 def test_times_are_compared_round_by_round():

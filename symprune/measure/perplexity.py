@@ -14,6 +14,8 @@ from symprune.models.causal import require_causal
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.runner import check_windows
 
+_AT_A_TIME = 16  # predictions: what is computed of them stays in the processor's cache
+
 
 class Perplexity(float):
     """A perplexity: a float that says how it came about, by the mean loss of every window.
@@ -108,6 +110,9 @@ def perplexity(
 
 def _beside_dense(dense: Logits, logits: Logits, log_q: Logits) -> tuple[float, float]:
     """Divergence and agreement of one window, [predictions, vocabulary] each."""
-    log_p = dense.float().log_softmax(dim=-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1, dtype=torch.float64).mean().item()
-    return kl, (dense.argmax(dim=-1) == logits.argmax(dim=-1)).double().mean().item()
+    kl = 0.0
+    for p, q in zip(dense.split(_AT_A_TIME), log_q.split(_AT_A_TIME), strict=True):
+        log_p = p.float().log_softmax(dim=-1)
+        difference = log_p - q
+        kl += log_p.exp_().mul_(difference).sum(dtype=torch.float64).item()
+    return kl / len(log_q), (dense.argmax(dim=-1) == logits.argmax(dim=-1)).double().mean().item()

@@ -5,6 +5,7 @@ of zero-shot tasks.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,26 +54,40 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:
     """
     articles = _articles(a, b)
     names, inverse = np.unique(articles, return_inverse=True)
-    seeds = sorted({*a["seed"].dropna(), *b["seed"].dropna()}) or [None]
+    seeds = _draws(a, b)
     sides = [np.stack([_losses(rows, seed) for seed in seeds], axis=1) for rows in (a, b)]
     within = np.eye(len(names))[inverse].T
     cells = within @ (sides[0] - sides[1]) / within.sum(axis=1, keepdims=True)
-    draws = tuple(np.exp(cells.mean(axis=0)).tolist()) if len(seeds) > 1 else ()
-    notes = [] if _told(a) else ["windows do not tell their articles: measured by another version"]
-    if len(seeds) == 1 and seeds != [None]:
-        notes.append(ONE_DRAW)
-    over = ("articles" if _told(a) else "windows") + (f" and {len(seeds)} draws" if draws else "")
-    return _of_logs(crossed(cells), len(names), comparisons, over=over, draws=draws, note="; ".join(notes))
+    words = _told_draws("articles" if _told(a) else "windows", cells, seeds)
+    if not _told(a):
+        untold = "windows do not tell their articles: measured by another version"
+        words["note"] = "; ".join(filter(None, [untold, words["note"]]))
+    return _of_logs(crossed(cells), len(names), comparisons, **words)
 
 
 def paired_unevenness(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1, lines: str = "rows") -> Paired:
     """Compare how unevenly masks keep weights over "rows" or "columns", by 1 - normalised entropy, linear by
     linear.
 
-    a, b: rows of `Experiment.compare_masks`; entropies are averaged over repetitions.
+    a, b: rows of `Experiment.compare_masks`; linears are crossed with draws of calibration text, entropies
+    averaged over the other repetitions.
     """
-    logs = [np.log(1 - np.array(rows[f"linear_entropy_{lines}"].tolist()).mean(axis=0)) for rows in (a, b)]
-    return paired_logs(logs[0] - logs[1], comparisons, what=f"unevenness over {lines}", over="linears")
+    seeds = _draws(a, b)
+    logs = [
+        [
+            np.log(1 - np.mean(_of_draw(rows, seed)[f"linear_entropy_{lines}"].tolist(), axis=0))
+            for seed in seeds
+        ]
+        for rows in (a, b)
+    ]
+    cells = np.subtract(*logs).T
+    return _of_logs(
+        crossed(cells),
+        len(cells),
+        comparisons,
+        what=f"unevenness over {lines}",
+        **_told_draws("linears", cells, seeds),
+    )
 
 
 def paired_times(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:
@@ -133,7 +148,7 @@ def paired_accuracy(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> P
         raise ValueError(
             f"cannot pair {sizes[0]} with {sizes[1]}: both sides need the same tasks and examples"
         )
-    seeds = sorted({*a["seed"].dropna(), *b["seed"].dropna()}) or [None]
+    seeds = _draws(a, b)
     cells = []
     for task in sizes[0]:
         each = [
@@ -165,6 +180,19 @@ def rightly(rows: pd.DataFrame) -> np.ndarray:
     if len({len(correct) for correct in rows["correct"]}) != 1:
         raise ValueError("the rows were not measured on as many examples")
     return np.mean([[int(digit) for digit in correct] for correct in rows["correct"]], axis=0)
+
+
+def _draws(a: pd.DataFrame, b: pd.DataFrame) -> list[float | None]:
+    """The draws of calibration text of either side; of two that read none, the only one."""
+    return sorted({*a["seed"].dropna(), *b["seed"].dropna()}) or [None]
+
+
+def _told_draws(units: str, cells: np.ndarray, seeds: Sequence[float | None]) -> dict[str, Any]:
+    """What a comparison of units crossed with draws says of the draws."""
+    if len(seeds) == 1:
+        return {"over": units, "note": "" if seeds[0] is None else ONE_DRAW}
+    ratios = tuple(np.exp(cells.mean(axis=0)).tolist())
+    return {"over": f"{units} and {len(seeds)} draws", "draws": ratios, "note": ""}
 
 
 def _of_draw(rows: pd.DataFrame, seed: float | None) -> pd.DataFrame:
