@@ -155,8 +155,8 @@ POINTS = {"effect": 2.5, "low": 0.0, "high": 7.54, "unit": "points", "over": "40
         (
             {**INTERVAL, "side": "lower", "power": 0.0213},
             (
-                "-8.0% perplexity (95 % interval -11.3% to -4.6%, paired over 8 windows); 2.1% would have been"
-                " found with 80 % probability"
+                "-8.0% perplexity (95 % interval -11.3% to -4.6%, paired over 8 windows); 2.1% would have"
+                " been found with 80 % probability"
             ),
         ),
         (
