@@ -125,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--n-eval",
         type=options.at_least_one,
-        help="windows, spread evenly over the split (default: all)",
+        help="windows, from as many articles as there are (default: all)",
     )
     p.add_argument(
         "--tasks",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from symprune import models
 from symprune.base import paths
+from symprune.measure.dense_outputs import DenseOutputs, dense_outputs
 from symprune.measure.protocol import Protocol
 from symprune.measure.record_rows import totals
 from symprune.methods.recipe import Recipe
@@ -36,6 +37,7 @@ class Loaded:
         self._model, self._copy = model, models.copy_weights(model)
         self.pruned_by: tuple | None = None  # what it is pruned by now; None: by nothing, or in parts
         self.pruning: dict[str, Any] = {}  # what that brought
+        self._outputs: tuple[str, DenseOutputs] | None = None  # the digest of the windows they are of
 
     @classmethod
     def get(cls, name: dict, device: str) -> "Loaded":
@@ -50,6 +52,13 @@ class Loaded:
         self.pruned_by, self.pruning = None, {}
         models.restore_weights(self._model, self._copy)
         return self._model
+
+    def dense_outputs(self, windows: Tensor, batch_size: int) -> DenseOutputs:
+        """What the dense model predicts of these windows, kept for the last that were asked about."""
+        if self._outputs is None or self._outputs[0] != corpora.digest(windows):
+            self._outputs = None
+            self._outputs = corpora.digest(windows), dense_outputs(self.pristine(), windows, batch_size)
+        return self._outputs[1]
 
     def as_it_is(self) -> nn.Module:
         """The model with the weights that it has now."""
@@ -81,11 +90,15 @@ class Bench:
         """The model's tokenizer."""
         return models.load_tokenizer(self.name)
 
-    @cached_property
+    @property
     def evaluation_windows(self) -> Tensor:
         """The windows that perplexity is taken of."""
+        return self._evaluation_text[0]
+
+    @cached_property
+    def _evaluation_text(self) -> tuple[Tensor, list[int]]:
         p = self.protocol
-        return corpora.evaluation_windows(
+        return corpora.evaluation_text(
             p.evaluation_corpus, self.tokenizer, p.eval_seq_len, p.n_eval, p.evaluation_split
         )
 
@@ -143,14 +156,15 @@ class Bench:
         }
 
     def evaluation_name(self) -> dict:
-        """What perplexity is taken of."""
-        p, windows = self.protocol, self.evaluation_windows
+        """What perplexity is taken of; articles: the one that each window's first token belongs to."""
+        p, (windows, articles) = self.protocol, self._evaluation_text
         return {
             "corpus": p.evaluation_corpus,
             "split": p.evaluation_split,
             "seq_len": p.eval_seq_len,
             "windows": corpora.digest(windows),
             "n_windows": len(windows),
+            "articles": articles,
             "bos": corpora.adds_bos(self.tokenizer),
         }
 
@@ -160,6 +174,10 @@ class Bench:
     def loaded(self) -> Loaded:
         """The model in memory."""
         return Loaded.get(self.model_name, self.protocol.device)
+
+    def dense_outputs(self) -> DenseOutputs:
+        """What the dense model predicts of the evaluation windows; ask before pruning: it may undo that."""
+        return self.loaded.dense_outputs(self.evaluation_windows, self.protocol.batch_size)
 
     def pruned(self, recipe: Recipe | None, seed: int) -> tuple[nn.Module, dict[str, Any]]:
         """The model pruned by a recipe (None: dense), and what pruning it brought; kept until the next call.

@@ -31,6 +31,7 @@ from symprune.measure.record_rows import (
     evaluation_columns,
     hyperparameter_columns,
     key_columns,
+    loss_columns,
     name_columns,
     recipe_of,
     refinement_columns,
@@ -48,7 +49,9 @@ from symprune.text.tasks import identity
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """Perplexity, from the mean token loss of every evaluation window; subject: a recipe (None: dense)."""
+    """Perplexity, from the mean token loss of every evaluation window, and from the same forward pass the
+    divergence from the dense model and the agreement with its first choices; subject: a recipe (None: dense).
+    """
 
     def question(self, bench: Bench, recipe: Recipe | None, seed: int) -> dict:
         """Model, recipe, calibration and evaluation."""
@@ -56,15 +59,18 @@ class WindowLosses:
 
     def measure(self, bench: Bench, recipe: Recipe | None, seed: int) -> dict:
         """Prune and evaluate; raises UserError where the dense model is not what it should be."""
+        dense = bench.dense_outputs()
         model, pruning = bench.pruned(recipe, seed)
         start = time.perf_counter()
-        value = perplexity(model, bench.evaluation_windows, batch_size=bench.protocol.batch_size)
+        value = perplexity(model, bench.evaluation_windows, batch_size=bench.protocol.batch_size, dense=dense)
         if recipe is None:
             dense_gate.check_dense(bench.name, bench.protocol, float(value), adds_bos(bench.tokenizer))
         return pruning | {
             "perplexity": float(value),
             "perplexity_stderr": None if math.isnan(value.stderr) else value.stderr,
             "window_losses": list(value.losses),
+            "window_kl": list(value.kl),
+            "window_agreement": list(value.agreement),
             "seconds_evaluate": time.perf_counter() - start,
         }
 
@@ -77,7 +83,7 @@ class WindowLosses:
             **calibration_columns(record.run["calibration"]),
             **evaluation_columns(record),
             "dtype": record.run["model"]["dtype"],
-            **{name: record.metrics[name] for name in ("perplexity", "perplexity_stderr", "window_losses")},
+            **loss_columns(record.metrics),
             "seconds_prune": record.metrics.get("seconds_prune", 0.0),
             **hyperparameter_columns("score", recipe and recipe.score),
             **hyperparameter_columns("refine", recipe and recipe.refine),

@@ -181,15 +181,15 @@ def batch_size_of(
     *,
     device: torch.device | str | None = None,
     room: int | None = None,
-    logits: bool = False,
+    logits: int = 0,
 ) -> int:
     """The windows of a batch: as many as requested, or for "auto" what keeps the device busy and fits.
 
     "auto": the largest power of two of windows [n, seq_len] that hold at most the tokens that are worth a
-    pass of their own, and whose activations (with `logits` those of the head too) take at most half of
-    `room`; at least 1. device: None for where the model's embedding is. room: bytes; None for what the
-    weights leave of all the device's memory, whatever other programs hold of it, so that the same machine
-    chooses the same again. Raises UserError for anything else than a whole number of at least 1 or "auto".
+    pass of their own, and whose activations (and `logits` outputs of the head) take at most half of `room`;
+    at least 1. device: None for where the model's embedding is. room: bytes; None for what the weights leave
+    of all the device's memory, whatever other programs hold of it, so that the same machine chooses the same
+    again. Raises UserError for anything else than a whole number of at least 1 or "auto".
     """
     if requested != AUTO:
         if isinstance(requested, bool) or not isinstance(requested, int) or requested < 1:
@@ -200,7 +200,7 @@ def batch_size_of(
     weight = next(model.parameters())
     itemsize, computed = weight.element_size(), (calibration_dtype(weight) or weight.dtype).itemsize
     one = Cost(shape, 1, seq_len, itemsize, computed=computed)
-    a_window = one.activations + (seq_len * shape.vocabulary * itemsize if logits else 0)
+    a_window = one.activations + logits * seq_len * shape.vocabulary * itemsize
     room = memory_of(device) - one.weights if room is None else room
     tokens = _TOKENS_ON_A_GPU if device.type == "cuda" else _TOKENS_ELSEWHERE
     at_most = min(room // 2 // a_window, tokens // seq_len)
