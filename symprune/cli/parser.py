@@ -1,5 +1,5 @@
 """The `symprune` command: prune, eval, calibrate, merge, apply, verify, diff, fetch, reproduce,
-verify-report, render, doctor.
+verify-report, verify-records, render, doctor.
 """
 
 import argparse
@@ -272,6 +272,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Draw every table, figure and verdict of a profile again from its published records"
         " alone, and compare.",
         example="verify-report --profile cpu",
+    )
+    command(
+        "reproducing.run_verify_records",
+        profile,
+        help="measure a sample of a profile's records again",
+        description="Measure again a record of each score, pattern, refinement and measurement of a profile,"
+        " and compare: to the bit on the processor on record, within 0.1 % elsewhere.",
+        example="verify-records --profile cpu",
     )
     command(
         "reproducing.run_render",
