@@ -187,7 +187,13 @@ class Bench:
             "seconds_prune": sum(report.seconds.values()),
         }
         if recipe.refine:
+<<<<<<< HEAD
             pruning["refined"] = totals([linear.refined for linear in report.linears if linear.refined])
+=======
+            pruning["refined"] = {linear.name: linear.refined for linear in report.linears if linear.refined}
+        if recipe.update:
+            pruning["updated"] = {linear.name: linear.updated for linear in report.linears if linear.updated}
+>>>>>>> 598a2fe (A recipe has a fourth part, update: the kept weights refit, one side or both, or swept as SparseGPT does)
         return pruning
 
     def statistics(self, uses: frozenset[str], seed: int) -> dict[str, LayerStats | None]:
@@ -201,7 +207,10 @@ class Bench:
         held_seed, held, _ = self._statistics or (None, frozenset(), {})
         if held_seed != seed or not uses <= held:
             wanted = uses | (held if held_seed == seed else frozenset())
-            wanted -= {"gram"} - uses  # Gram matrices are too large to keep for recipes that do not read them
+            wanted -= {
+                "gram",
+                "gradient_gram",
+            } - uses  # Gram matrices are too large to keep for recipes that do not read them
             self._statistics = seed, wanted, self._gathered_or_kept(model, wanted, seed)
         return self._statistics[2]
 
@@ -211,7 +220,7 @@ class Bench:
         how = {"output_side": p.output_side, "batch_size": p.batch_size}
         where = {"dtype": p.dtype, "device": p.device, "seq_len": p.seq_len}
         with calibrating_in(p.calibration_dtype):
-            if "gram" in uses:
+            if uses & {"gram", "gradient_gram"}:
                 return gather(model, windows, uses, **how)
             found = stats_files.remembered(
                 paths.statistics(),
