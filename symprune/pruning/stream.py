@@ -103,7 +103,9 @@ class StreamedRun:
         merged = self._checkpoint.largest_merge
         wider = calibration_dtype(next(self.model.parameters()))
         cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, gram, how.keep_masks, merged)
-        cost = replace(cost, computed=wider.itemsize if wider else 0)
+        iterations = getattr(recipe.update, "max_iterations", 1) if recipe.update else 0
+        updating = {"iterations": iterations, "gradients": GRADIENTS in recipe.uses}
+        cost = replace(cost, computed=wider.itemsize if wider else 0, **updating)
         self.plan = plan(cost, how.memory, wider or DTYPES[how.dtype], how.device)
 
     @contextlib.contextmanager
