@@ -1,15 +1,18 @@
 """`Refit` and `SymmetricRefit`: the kept weights that lower the objective of a mask the most."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from symprune.base.errors import UserError
 from symprune.base.types import Mask, Weight
+from symprune.methods.objective import Quadratic
 from symprune.methods.stats import LayerStats
-from symprune.methods.update.update import Quadratic, Update, damping_for, share, unit_diagonal, working
+from symprune.methods.update.update import Update, damping_for, share, unit_diagonal, working
 
 ENTRIES_PER_PART = 2**22  # of a weight whose rows are by themselves, worked on at a time: memory is bounded
 
@@ -38,13 +41,10 @@ class Refit:
         w, gram = working(weight, stats)
         quadratic = Quadratic(unit_diagonal(gram), None, 0.0, 1.0, 0.0, damping_for(self.damping, stats))
         step = max(1, ENTRIES_PER_PART // w.shape[1])
-        parts = [
+        return updated(
             solve(quadratic, *rows, weight.dtype, self.max_iterations, self.tolerance)
             for rows in zip(w.split(step), mask.split(step), strict=True)
-        ]
-        refit, before, after, whole = (torch.cat([part[i] for part in parts]) for i in range(4))
-        iterations = max(part[4] for part in parts)
-        return Update(refit, iterations, share(before, whole), share(after, whole))
+        )
 
     def __call__(self, weight: Weight, mask: Mask, stats: LayerStats) -> Weight:
         return self.run(weight, mask, stats).weight
@@ -95,13 +95,28 @@ class SymmetricRefit:
         more = damping_for(1.0, stats)
         coefficients = self.product, self.inputs, more * self.outputs, more * self.identity
         quadratic = Quadratic(unit_diagonal(gram), gradients, *coefficients)
-        refit, before, after, whole, iterations = solve(
-            quadratic, w, mask, weight.dtype, self.max_iterations, self.tolerance
-        )
-        return Update(refit, iterations, share(before, whole), share(after, whole))
+        return updated([solve(quadratic, w, mask, weight.dtype, self.max_iterations, self.tolerance)])
 
     def __call__(self, weight: Weight, mask: Mask, stats: LayerStats) -> Weight:
         return self.run(weight, mask, stats).weight
+
+
+class Solved(NamedTuple):
+    """The refit weight of some rows, its objective before, after and of no weight at all, and iterations."""
+
+    weight: Weight
+    before: Tensor
+    after: Tensor
+    whole: Tensor
+    iterations: int
+
+
+def updated(parts: Iterable[Solved]) -> Update:
+    """The update of a linear from those of its rows."""
+    weights, before, after, whole, iterations = zip(*parts, strict=True)
+    every = torch.cat(whole)
+    shares = share(torch.cat(before), every), share(torch.cat(after), every)
+    return Update(torch.cat(weights), max(iterations), *shares)
 
 
 def solve(
@@ -111,8 +126,8 @@ def solve(
     dtype: torch.dtype,
     max_iterations: int,
     tolerance: float,
-) -> tuple[Weight, torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """The refit weight in `dtype`, its objective before, after and of no weight at all, and the iterations.
+) -> Solved:
+    """The weight refit on its mask, in `dtype`, by preconditioned conjugate gradients.
 
     Whatever the rounding to `dtype` did, no objective is higher than that of the masked weight, which is
     returned where it would be; where the mask removes nothing that counts, the weight is returned as it is.
@@ -141,7 +156,7 @@ def solve(
     better = (after < before).expand(len(weight), 1)
     refit = torch.where(better, refit, torch.where(mask, weight, 0.0).to(dtype))
     whole = quadratic.value(weight)
-    return refit, before, torch.minimum(before, after), whole, iterations
+    return Solved(refit, before, torch.minimum(before, after), whole, iterations)
 
 
 def _check(update: Refit | SymmetricRefit, *coefficients: str) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor
 from symprune.base.errors import UserError
 from symprune.base.types import Mask, Scores, Weight
 from symprune.methods.masks import NM, Unstructured, keep_highest
+from symprune.methods.objective import Quadratic
 from symprune.methods.stats import LayerStats
-from symprune.methods.update.update import Quadratic, Update, damping_for, share, unit_diagonal, working
+from symprune.methods.update.update import Update, damping_for, share, unit_diagonal, working
 
 Chooser = Callable[[Scores, int, int], Mask]  # of the costs of columns from the first to before the second
 

@@ -1,4 +1,4 @@
-"""What an update reports, and the quadratic objective that updates lower."""
+"""What an update reports, and what updates do alike."""
 
 from dataclasses import dataclass
 
@@ -27,47 +27,6 @@ class Update:
     def summary(self) -> dict[str, float]:
         """The figures without the weight."""
         return {name: value for name, value in vars(self).items() if name != "weight"}
-
-
-@dataclass(frozen=True)
-class Quadratic:
-    """tr(D' (c H D G + s D G + t H D + m D)) of a change D [d_out, d_in] of a weight.
-
-    That is vec(D)' (c H (x) G + s I (x) G + t H (x) I + m I (x) I) vec(D). H: None where c and t are 0, so
-    that every row of D is by itself.
-    """
-
-    G: Float[Tensor, "d_in d_in"]
-    H: Float[Tensor, "d_out d_out"] | None
-    c: float
-    s: float
-    t: float
-    m: float
-
-    def gradient(self, change: Weight) -> Weight:
-        """Half the gradient at a change, from a product with G and one with H."""
-        by_input = change @ self.G
-        if self.H is None:
-            return by_input.mul_(self.s).add_(change, alpha=self.m)
-        both = self.H @ torch.add(self.t * change, by_input, alpha=self.c)
-        return both.add_(by_input, alpha=self.s).add_(change, alpha=self.m)
-
-    def diagonal(self, d_out: int) -> Weight:
-        """What multiplies each entry's own square: c h[i] g[j] + s g[j] + t h[i] + m."""
-        g = self.G.diagonal()
-        if self.H is None:
-            return (self.s * g + self.m).expand(d_out, -1)
-        h = self.H.diagonal()[:, None]
-        return self.c * h * g + self.s * g + self.t * h + self.m
-
-    def inner(self, a: Weight, b: Weight) -> Float[Tensor, "rows 1"]:
-        """<a, b> of each row, or where rows are not by themselves of all: a single row."""
-        products = (a * b).sum(dim=1, keepdim=True)
-        return products if self.H is None else products.sum(dim=0, keepdim=True)
-
-    def value(self, change: Weight) -> Float[Tensor, "rows 1"]:
-        """The objective of each row, or of all."""
-        return self.inner(change, self.gradient(change))
 
 
 def working(weight: Weight, stats: LayerStats) -> tuple[Weight, Float[Tensor, "d_in d_in"]]:
