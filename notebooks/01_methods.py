@@ -150,9 +150,9 @@ print(weight.numpy(), *(f"{name}: gap {gap:.6f}" for name, gap in gaps.items()),
 # + m\,I\otimes I)\,\mathrm{vec}(D)$: magnitude (m alone), Wanda (s), OWanda (t), the symmetric sum (s = t =
 # 1), the product that the curvature literature knows (c; LLM Surgeon, arXiv 2312.17244, and YAQA, arXiv
 # 2505.22988), and damping, $G + bI$, which is a symmetric objective with $Y = \sqrt b\,I$. To remove one
-# weight costs $W_{ij}^2(c\,h_i g_j + s\,g_j + t\,h_i + m)$. Below, every weight is set to zero in turn, and the
-# Kronecker products are written out. Where H is diagonal the product only scales rows: masks within rows, and
-# the best weights on them (`Refit`), are as without it. What H says beyond its diagonal joins the rows.
+# weight costs $W_{ij}^2(c\,h_i g_j + s\,g_j + t\,h_i + m)$. Below, every weight is set to zero in turn, and
+# the Kronecker products are written out. Where H is diagonal the product only scales rows: masks within rows,
+# and the best weights on them (`Refit`), are as without it. What H says beyond its diagonal joins the rows.
 
 # %%
 outputs = inputs @ small.T
