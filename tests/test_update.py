@@ -463,3 +463,13 @@ def test_the_command_line_names_every_update_and_choice(capsys):
         build_parser().parse_args(["prune", "--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*UPDATES, *CHOICES))
+
+
+def test_what_an_update_did_stands_on_record_and_in_rows():
+    from symprune.base.records import Record
+    from symprune.measure.record_rows import name_columns
+
+    record = Record({"model": {"name": "m"}}, {}, {})
+    columns = name_columns(record, Recipe("wanda", "0.6", update="refit(damping=0.1)"))
+    assert columns["update"] == "refit(damping=0.1)"
+    assert "update" not in name_columns(record, Recipe("wanda", "0.6"))

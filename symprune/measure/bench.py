@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -187,13 +188,9 @@ class Bench:
             "seconds_prune": sum(report.seconds.values()),
         }
         if recipe.refine:
-<<<<<<< HEAD
             pruning["refined"] = totals([linear.refined for linear in report.linears if linear.refined])
-=======
-            pruning["refined"] = {linear.name: linear.refined for linear in report.linears if linear.refined}
-        if recipe.update:
-            pruning["updated"] = {linear.name: linear.updated for linear in report.linears if linear.updated}
->>>>>>> 598a2fe (A recipe has a fourth part, update: the kept weights refit, one side or both, or swept as SparseGPT does)
+        if updated := [linear.updated for linear in report.linears if linear.updated]:
+            pruning["updated"] = {name: fmean(of[name] for of in updated) for name in updated[0]}
         return pruning
 
     def statistics(self, uses: frozenset[str], seed: int) -> dict[str, LayerStats | None]:
