@@ -39,6 +39,41 @@ def skeleton(folder: Path, dtype: str = "float32") -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
+@contextlib.contextmanager
+def random_weights(model: nn.Module, device: str) -> Iterator[None]:
+    """Inside, a skeleton can be run: its parameters are views into one random tensor on the device.
+
+    It takes no more memory than the largest of them, and is the model in everything but its values: as deep,
+    as wide, its decoder layers of the same kinds in the same order, which a config cut to a few of them is
+    not where layers are counted, spaced or shared by number.
+    """
+    scale = model.config.get_text_config(decoder=True).hidden_size ** -0.5
+    generator = torch.Generator(device).manual_seed(0)
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in model.parameters():
+        sizes[tensor.dtype] = max(sizes.get(tensor.dtype, 0), tensor.numel())
+    drawn = {dtype: torch.zeros(size, dtype=dtype, device=device) for dtype, size in sizes.items()}
+    for values in drawn.values():
+        if values.is_floating_point():
+            values.normal_(std=scale, generator=generator)
+    before = [(own, own.copy()) for m in model.modules() for own in (m._parameters, m._buffers)]
+    made: dict[int, nn.Parameter] = {}  # by id: what is tied stays so
+    try:
+        for own, held in before:
+            for name, tensor in held.items():
+                if tensor is not None and not tensor.is_meta:
+                    own[name] = tensor.to(device)
+                elif tensor is not None:
+                    values = drawn[tensor.dtype][: tensor.numel()].view(tensor.shape)
+                    if tensor.dim() == 1 and "bias" not in name:
+                        values = values + 1  # a norm's, or nothing passed it
+                    own[name] = made.setdefault(id(tensor), nn.Parameter(values, requires_grad=False))
+        yield
+    finally:
+        for own, held in before:
+            own.update(held)
+
+
 class Checkpoint:
     """The tensors of a model's folder, by their names in the model; those of its modules come and go."""
 

@@ -109,9 +109,10 @@ def prune_layers(
     """
     for index, linears in enumerate(layers):
         layer = make_masks(index, linears)
-        for name, mask in layer.masks.items():
-            zero_removed(weight_view(linears[name]), mask)
+        for name in layer.masks:
+            zero_removed(weight_view(linears[name]), layer.masks[name])
         yield layer
+        del layer  # its masks, before those of the next one are made
         source.advance(index)
 
 
@@ -156,6 +157,7 @@ def make_mask(
     It is refined if the recipe refines linears of its kind, and if a token reached it.
     """
     mask = recipe.pattern(scores)
+    del scores  # a refinement needs the memory
     if recipe.refine is None or recipe.refine.linears not in ("all", role(name)) or _unreached(stats):
         return mask, None
     refinement = recipe.refine.run(weight, mask, stats, recipe.pattern)
