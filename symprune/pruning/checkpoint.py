@@ -93,6 +93,11 @@ class Checkpoint:
             )
         model._weight_conversions = self._tensors.conversions  # as from_pretrained notes them, for saving
         inside = tuple(self._prefix)
+        if shared := [name for name in sorted(tied) if name.startswith(inside)]:
+            raise UserError(
+                f"{shared[0]} is shared with an earlier decoder layer, and --stream holds one at a time:"
+                " leave out --stream"
+            )
         self._outside = [n for n in state if n in self._tensors and not n.startswith(inside)]
         self._loaded: set[int] = set()
         self._written: dict[str, str] = {}
