@@ -1,5 +1,5 @@
 """The `symprune` command: prune, eval, calibrate, merge, apply, verify, diff, fetch, reproduce,
-verify-report, render, doctor.
+verify-report, verify-records, render, doctor.
 """
 
 import argparse
@@ -38,11 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
         return p
 
     text, path, draw = options.model_and_text(), options.layers_path(), options.draw()
+    precision = options.calibration_dtype()
     notebooks, profile = options.notebooks(), options.profile()
 
     p = command(
         "pruning.run_prune",
-        *(text, path, draw),
+        *(text, path, draw, precision),
         help="prune a model and save it, or its masks",
         description="Prune every linear inside the decoder layers; save the model with its masks and its"
         " record, or the masks alone.",
@@ -51,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--score",
         default=Default("ria"),
-        help="a score, with hyperparameters if wanted: wanda, 'ria(alpha=1.0)' (default: %(default)s)",
+        help="a score, with hyperparameters if wanted: wanda, 'ria(alpha=1.0)'; or sparsegpt, which chooses"
+        " the mask itself (default: %(default)s)",
     )
     p.add_argument(
         "--pattern",
@@ -73,7 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--refine",
         default=Default("none"),
-        help="a training-free refinement of the mask: dsnot, r2dsnot (default: %(default)s)",
+        help="a training-free refinement of the mask: dsnot, r2dsnot, exact_swap (default: %(default)s)",
+    )
+    p.add_argument(
+        "--update",
+        default=Default("none"),
+        help="what happens to the weights that stay: refit, symmetric_refit, sequential (default:"
+        " %(default)s)",
     )
     p.add_argument(
         "--propagate",
@@ -94,7 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--statistics",
         metavar="FILE",
-        help="statistics of `symprune calibrate` or `merge`, instead of windows",
+        help="statistics of `symprune calibrate` or `merge`, instead of windows; with --propagate pruned,"
+        " their gradients beside windows",
     )
     p.add_argument(
         "--stream",
@@ -124,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--n-eval",
         type=options.at_least_one,
-        help="windows, spread evenly over the split (default: all)",
+        help="windows, from as many articles as there are (default: all)",
     )
     p.add_argument(
         "--tasks",
@@ -138,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command(
         "pruning.run_calibrate",
-        *(text, path, draw),
+        *(text, path, draw, precision),
         help="gather the statistics of a dense model into a file",
         description="Gather sums over calibration windows for any number of recipes (prune --statistics), and"
         " no text: docs/scaling.md.",
@@ -147,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--gather",
         default=Default(""),
-        help="what is not gathered unless asked for: output_norm, gram, or both with a comma",
+        help="what is not gathered unless asked for: output_norm, gram, gradient_gram, with commas between",
     )
     p.add_argument(
         "--output-side",
@@ -237,6 +246,15 @@ def build_parser() -> argparse.ArgumentParser:
         example="reproduce 02 --profile cpu",
     )
     p.add_argument(
+        "--set",
+        dest="settings",
+        type=options.setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value than the profile's; results go to PROFILE_set, or to profile=NAME",
+    )
+    p.add_argument(
         "--again",
         action="store_true",
         help="execute also what would do again what it did (records are still reused)",
@@ -262,6 +280,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Draw every table, figure and verdict of a profile again from its published records"
         " alone, and compare.",
         example="verify-report --profile cpu",
+    )
+    command(
+        "reproducing.run_verify_records",
+        profile,
+        help="measure a sample of a profile's records again",
+        description="Measure again a record of each score, pattern, refinement and measurement of a profile,"
+        " and compare: to the bit on the processor on record, within 0.1 % elsewhere.",
+        example="verify-records --profile cpu",
     )
     command(
         "reproducing.run_render",

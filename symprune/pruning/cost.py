@@ -10,6 +10,7 @@ from symprune.base.errors import UserError
 from symprune.base.types import Windows
 from symprune.models.devices import memory_of
 from symprune.models.layers import decoder_layers, linears_by_layer, weight_view
+from symprune.models.precision import calibration_dtype
 
 GIB = 2**30
 AUTO = "auto"
@@ -18,6 +19,7 @@ _TOKENS_ELSEWHERE = 512  # ours: benchmarks/batch_size.py
 # Bytes per weight of the largest linear beside two copies of its scores (themselves, and what selects among
 # them): masks and counts. Measured: 1 for a sparsity, 3.25 for 2:4, by any score.
 _SELECTING = 3.25
+_UPDATING, _UPDATED_AT_ONCE = 8, 2**22  # numbers for a weight being updated; so many if rows are apart
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class Shape:
 class Cost:
     """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens.
 
-    itemsize: bytes of a weight. passes: over the decoder layers, 2 for propagation "pruned", 1 for "dense", 0
-    for scores that read no statistics. merged: bytes of the largest tensor that a checkpoint holds in parts.
+    itemsize: bytes of a weight; computed: of a number that calibration computes with, if wider. passes: over
+    the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics.
+    merged: bytes of the largest tensor that a checkpoint holds in parts. iterations: of an update of the kept
+    weights (0: none); gradients: it reads the Gram matrices of the gradients, which are kept for all layers.
     """
 
     shape: Shape
@@ -74,6 +78,19 @@ class Cost:
     gram: bool = False
     keep_masks: bool = False
     merged: int = 0
+    computed: int = 0
+    iterations: int = 0
+    gradients: bool = False
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number that calibration computes with."""
+        return max(self.itemsize, self.computed)
+
+    @property
+    def widened(self) -> int:
+        """The copy of a decoder layer in which calibration runs it, if that is wider than the weights."""
+        return self.shape.layer * self.number if self.passes and self.number > self.itemsize else 0
 
     @property
     def weights(self) -> int:
@@ -88,13 +105,13 @@ class Cost:
     @property
     def hidden(self) -> int:
         """The hidden states of all windows between two decoder layers."""
-        return self.n_windows * self.seq_len * self.shape.hidden_size * self.itemsize if self.passes else 0
+        return self.n_windows * self.seq_len * self.shape.hidden_size * self.number if self.passes else 0
 
     @property
     def activations(self) -> int:
         """What enters and leaves the linears of a decoder layer for one batch, and what lies between them."""
         per_token = sum(d_out for d_out, _ in self.shape.widths) + 4 * self.shape.hidden_size
-        return self.batch_size * self.seq_len * per_token * self.itemsize if self.passes else 0
+        return self.batch_size * self.seq_len * per_token * self.number if self.passes else 0
 
     @property
     def inputs(self) -> list[int]:
@@ -122,8 +139,26 @@ class Cost:
     def scoring(self) -> int:
         """Scores and mask of the largest linear, and the masks of its decoder layer."""
         sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
-        per_weight = 2 * max(self.itemsize, 4) + _SELECTING
-        return int(per_weight * max(sizes)) + sum(sizes)
+        copies = (
+            3 if self.number > self.itemsize else 2
+        )  # of the weight, too, if it is computed in a wider type
+        return int((copies * max(self.number, 4) + _SELECTING) * max(sizes)) + sum(sizes)
+
+    @property
+    def gradient_grams(self) -> int:
+        """Gram matrices of the gradients of every linear; twice that while they are gathered."""
+        return 4 * sum(d_out**2 for d_out, _ in self.shape.widths) * self.shape.n_layers * self.gradients
+
+    @property
+    def updating(self) -> int:
+        """The largest linear being updated with its Gram matrices, and the new weights of its layer."""
+        if not self.iterations:
+            return 0
+        sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
+        at_once = max(sizes) if self.gradients else min(max(sizes), _UPDATED_AT_ONCE)
+        matrices = 2 * max(d_in**2 + self.gradients * d_out**2 for d_out, d_in in self.shape.widths)
+        numbers = 2 * max(sizes) + _UPDATING * at_once + matrices
+        return sum(sizes) * (self.itemsize + 1) + max(self.number, 4) * numbers
 
     @property
     def masks(self) -> int:
@@ -133,7 +168,8 @@ class Cost:
     @property
     def in_memory(self) -> int:
         """Peak with the whole model in memory."""
-        return self.weights + self.hidden + self.grams + max(self.activations, self.scoring)
+        working = max(self.activations + self.widened, self.scoring, self.updating)
+        return self.weights + self.hidden + self.grams + self.gradient_grams + working
 
     def streamed(self, spilled: bool) -> int:
         """Peak with one decoder layer in memory; spilled: hidden states are on disk but for a batch."""
@@ -143,22 +179,33 @@ class Cost:
             else self.hidden
         )
         reading = max(d_out * d_in for d_out, d_in in self.shape.widths) * self.itemsize
-        entering = (self.shape.entrance * self.itemsize if self.passes else 0) + self.layer + self.merged
-        pruning = (
-            self.layer + self.grams + max(self.activations, self.scoring, reading, self.merged) + self.masks
+        copied = self.itemsize + (self.number if self.widened else 0)  # an embedding and what it computes in
+        entering = (
+            (self.shape.entrance * copied if self.passes else 0) + self.layer + self.widened + self.merged
         )
-        return hidden + max(entering, pruning, 3 * self.masks)  # being saved, masks are copied twice
+        working = max(self.activations + self.widened, self.scoring, self.updating, reading, self.merged)
+        pruning = self.layer + self.grams + working + self.masks
+        return (
+            self.gradient_grams + hidden + max(entering, pruning, 3 * self.masks)
+        )  # being saved, masks are copied twice
 
     @property
     def operations(self) -> float:
-        """Multiplications and additions of the passes over the decoder layers.
+        """Multiplications and additions of the passes over the decoder layers, and of an update's products.
 
         Two per weight and token, and those of attention's two products over half the window.
         """
         tokens = self.n_windows * self.seq_len
         gram = sum(2 * d**2 for d in self.inputs) * self.shape.n_layers if self.gram else 0
         attention = 2 * self.seq_len * self.shape.hidden_size * self.shape.n_layers
-        return tokens * (self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0))
+        passes = self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0)
+        return tokens * passes + self.update_operations
+
+    @property
+    def update_operations(self) -> float:
+        """Of an update: in each iteration a product of every weight with G, and one with H."""
+        each = (2 * d_out * d_in * (d_in + self.gradients * d_out) for d_out, d_in in self.shape.widths)
+        return self.iterations * sum(each) * self.shape.n_layers
 
 
 def batch_size_of(
@@ -168,15 +215,15 @@ def batch_size_of(
     *,
     device: torch.device | str | None = None,
     room: int | None = None,
-    logits: bool = False,
+    logits: int = 0,
 ) -> int:
     """The windows of a batch: as many as requested, or for "auto" what keeps the device busy and fits.
 
     "auto": the largest power of two of windows [n, seq_len] that hold at most the tokens that are worth a
-    pass of their own, and whose activations (with `logits` those of the head too) take at most half of
-    `room`; at least 1. device: None for where the model's embedding is. room: bytes; None for what the
-    weights leave of all the device's memory, whatever other programs hold of it, so that the same machine
-    chooses the same again. Raises UserError for anything else than a whole number of at least 1 or "auto".
+    pass of their own, and whose activations (and `logits` outputs of the head) take at most half of `room`;
+    at least 1. device: None for where the model's embedding is. room: bytes; None for what the weights leave
+    of all the device's memory, whatever other programs hold of it, so that the same machine chooses the same
+    again. Raises UserError for anything else than a whole number of at least 1 or "auto".
     """
     if requested != AUTO:
         if isinstance(requested, bool) or not isinstance(requested, int) or requested < 1:
@@ -184,9 +231,10 @@ def batch_size_of(
         return requested
     shape, seq_len = Shape.of(model), windows.shape[1]
     device = torch.device(device or model.get_input_embeddings().weight.device)
-    itemsize = next(model.parameters()).element_size()
-    one = Cost(shape, 1, seq_len, itemsize)
-    a_window = one.activations + (seq_len * shape.vocabulary * itemsize if logits else 0)
+    weight = next(model.parameters())
+    itemsize, computed = weight.element_size(), (calibration_dtype(weight) or weight.dtype).itemsize
+    one = Cost(shape, 1, seq_len, itemsize, computed=computed)
+    a_window = one.activations + logits * seq_len * shape.vocabulary * itemsize
     room = memory_of(device) - one.weights if room is None else room
     tokens = _TOKENS_ON_A_GPU if device.type == "cuda" else _TOKENS_ELSEWHERE
     at_most = min(room // 2 // a_window, tokens // seq_len)
@@ -231,20 +279,26 @@ def plan(cost: Cost, budget: int | None, dtype: torch.dtype = torch.float32, dev
         )
     disk = cost.weights + cost.masks + (cost.hidden if spill else 0)
     copying = 2 * cost.weights + (2 * cost.shape.n_layers * cost.passes * cost.hidden if spill else 0)
-    seconds = (
-        cost.operations / _operations_per_second(dtype, device)
-        + copying / 1e9
-        + cost.shape.linears * 40 / 4e9
-    )
-    return Plan(cost, spill, base, memory, disk, seconds)
+    return Plan(cost, spill, base, memory, disk, seconds_of(cost, dtype, device) + copying / 1e9)
+
+
+def seconds_of(cost: Cost, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
+    """Seconds of the passes over the decoder layers, at the rate of a product here and now, and of the masks.
+
+    A refinement is not in it, and no sampling of norms.
+    """
+    passes = cost.operations / _operations_per_second(dtype, device) if cost.passes else 0.0
+    return passes + cost.shape.linears * 40 / (4e9 if device == "cpu" else 1e12)
 
 
 def _operations_per_second(dtype: torch.dtype, device: str) -> float:
     """Of a product of the size of a linear's, here and now."""
-    a = torch.ones(512, 1024, dtype=dtype, device=device)
-    b = torch.ones(1024, 1024, dtype=dtype, device=device)
+    rows, width = (512, 1024) if device == "cpu" else (4096, 4096)  # what keeps a GPU busy
+    a = torch.ones(rows, width, dtype=dtype, device=device)
+    b = torch.ones(width, width, dtype=dtype, device=device)
+    (a @ b).sum().item()  # the first call loads libraries
     start, n = time.perf_counter(), 0
     while n < 3 or time.perf_counter() - start < 0.1:
         (a @ b).sum().item()
         n += 1
-    return n * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start)
+    return n * 2 * rows * width * width / (time.perf_counter() - start)

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import time
 from collections.abc import Iterator, MutableSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,14 @@ from symprune.models.causal import require_causal
 from symprune.models.devices import ALL_GPUS, memory_of
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
 from symprune.models.load import DTYPES, locate, require_readable
+from symprune.models.precision import calibrating_in, calibration_dtype
 from symprune.pruning.checkpoint import Checkpoint, Writer, random_weights, skeleton
 from symprune.pruning.cost import Cost, Shape, batch_size_of, plan
 from symprune.pruning.packed_masks import PackedMasks
 from symprune.pruning.prune import MasksFromStatistics, check_layers, check_weights, prune_layers, still_dense
 from symprune.pruning.report import PrunedLinear, PruneReport
 from symprune.pruning.runner import check_windows, runs_by_layer
-from symprune.pruning.sources import Calibration, Source, Timed, source_of, windows_of
+from symprune.pruning.sources import GRADIENTS, Calibration, Source, Timed, source_of, windows_of
 
 _CHECKED_TOKENS = 256  # of a window: their logits are no more than a layer of a model that is streamed
 
@@ -86,6 +87,12 @@ class StreamedRun:
         self.model = skeleton(self._folder, how.dtype)
         self._layers = linears_by_layer(self.model)
         check_layers(self._layers, calibration, recipe, propagate)
+        if GRADIENTS in recipe.uses and isinstance(calibration, Tensor):
+            raise UserError(
+                f"{recipe.label} reads {GRADIENTS}, which takes the whole dense model: gather it in memory"
+                f" (symprune calibrate --gather {GRADIENTS}) and give it with --statistics, or take --update"
+                " refit, which needs none"
+            )
         self._checkpoint = Checkpoint(self._folder, self.model, how.dtype, how.device)
         self.masks = PackedMasks() if how.keep_masks else None
 
@@ -100,8 +107,12 @@ class StreamedRun:
         sizes = (0, 0) if windows is None else windows.shape
         gram = "gram" in recipe.uses
         merged = self._checkpoint.largest_merge
+        wider = calibration_dtype(next(self.model.parameters()))
         cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, gram, how.keep_masks, merged)
-        budget = how.memory, DTYPES[how.dtype], how.device
+        iterations = getattr(recipe.update, "max_iterations", 1) if recipe.update else 0
+        updating = {"iterations": iterations, "gradients": GRADIENTS in recipe.uses}
+        cost = replace(cost, computed=wider.itemsize if wider else 0, **updating)
+        budget = how.memory, wider or DTYPES[how.dtype], how.device
         plan(cost, *budget)  # what does not fit is not tried
         self._require_streamable(windows, how.device)
         self.plan = plan(cost, *budget)  # once more: what the model's first forward leaves behind is held now
@@ -109,10 +120,10 @@ class StreamedRun:
     def _require_streamable(self, windows: Windows | None, device: str) -> None:
         """Raise UserError for a model that is not causal, or cannot be run decoder layer by decoder layer.
 
-        The model is never whole, so its own forward is asked with random weights. It is not run instead, as
-        in memory, where it differs: that takes all of its weights.
+        The model is never whole, so its own forward is asked with random weights, in their own type. It is
+        not run instead, as in memory, where it differs: that takes all of its weights.
         """
-        with random_weights(self.model, device):
+        with calibrating_in(None), random_weights(self.model, device):
             require_causal(self.model)
             if windows is None:
                 return
