@@ -53,8 +53,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         beside = [names[module] for module in fitting if names[module].rpartition(".")[0] == parent]
         if len(beside) > 1:  # XLM: half of every layer would be left dense without a word
             raise UserError(
-                f"the decoder layers of {type(model).__name__} lie apart in {' and '.join(beside)}: only those"
-                " that are one module each are pruned (--layers-path names one list, whose linears alone are)"
+                f"the decoder layers of {type(model).__name__} lie apart in {' and '.join(beside)}: only"
+                " those that are one module each are pruned (--layers-path names one list, whose linears"
+                " alone are)"
             )
         return best
     raise UserError(

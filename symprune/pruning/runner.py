@@ -149,8 +149,9 @@ class LayerRunner:
 def runs_by_layer(model: nn.Module, windows: Windows) -> bool:
     """Whether going through the decoder layers one by one gives, to the bit, what the model's forward gives.
 
-    Tried on two unlike windows, in two plain forwards beside the runner's own, once for a model and a length
-    of windows (and a type that is computed in): an architecture may give its layers more than a runner can know of.
+    Tried on two unlike windows, in two plain forwards beside the runner's own, once for a model, a length of
+    windows and a type that is computed in: an architecture may give its layers more than a runner can know
+    of.
     """
     check_windows(model, windows)
     other = windows[-1:]
