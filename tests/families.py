@@ -62,6 +62,12 @@ _EVEN_IF_NONE = {
     "topk_group",
 }
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_expand": 2, "mamba_n_groups": 1}
+_DENSE_THEN_EXPERTS = {"first_k_dense_replace": 1, "mlp_layer_types": ["dense", "sparse"]}
+_ZAMBA = {  # one block of attention in several layers
+    **{"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 2, "mamba_expand": 2},
+    **{"attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4, "mamba_d_state": 8},
+    **{"use_mamba_kernels": False, "adapter_rank": 4},
+}
 _SHARED = {  # the last layers take their keys and values from earlier ones
     "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -71,6 +77,9 @@ _SHARED = {  # the last layers take their keys and values from earlier ones
 OWN: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA,
     "codegen": {"rotary_dim": 8},
+    "deepseek_v3": _DENSE_THEN_EXPERTS,
+    "deepseek_v32": _DENSE_THEN_EXPERTS,
+    "glm_moe_dsa": _DENSE_THEN_EXPERTS,
     "dbrx": {
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
@@ -85,7 +94,11 @@ OWN: dict[str, dict[str, Any]] = {
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1, "moe_router_topk": 1},
-    "zamba2": {"mamba_headdim": 8, "n_mamba_heads": 8, "mamba_ngroups": 1},
+    "zamba": {**_ZAMBA, "layers_block_type": ["mamba", "mamba", "hybrid"] * 2, "n_mamba_heads": 2},
+    "zamba2": {
+        **{**_ZAMBA, "layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 8, "mamba_headdim": 8},
+        **{"num_hidden_layers": 4, "hybrid_layer_ids": [1, 3], "mamba_ngroups": 1, "num_mem_blocks": 1},
+    },
 }
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 

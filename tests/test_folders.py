@@ -1,5 +1,6 @@
 """Model folders and paths as people have them: incomplete, of older versions, with odd names, fine-tuned."""
 
+import importlib
 import json
 import os
 import shutil
@@ -322,6 +323,32 @@ def test_a_folder_that_reads_back_otherwise_than_it_was_written_does_not_appear(
     command = ["prune", checkpoint, "--score", "magnitude", *stream, "--out", tmp_path / "out"]
     assert "is not read back from the saved files as it was written" in refused(*command)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "gone"),
+    [
+        ("modeling_utils", "PreTrainedModel._adjust_missing_and_unexpected_keys"),
+        ("conversion_mapping", "get_model_conversion_mapping"),
+    ],
+)
+def test_a_transformers_that_loads_otherwise_is_told_in_one_line(
+    refused,  # noqa: F811
+    checkpoint,
+    tmp_path,
+    monkeypatch,
+    module,
+    gone,
+):
+    owner = importlib.import_module(f"transformers.{module}")
+    *classes, name = gone.split(".")
+    for each in classes:
+        owner = getattr(owner, each)
+    monkeypatch.delattr(owner, name)
+    line = refused(
+        "prune", checkpoint, "--score", "magnitude", "--stream", "--json", "--out", tmp_path / "out"
+    )
+    assert "take one of 5.8.1 to 5.24.0" in line
 
 
 # Settings of generation that newer versions refuse to save.

@@ -5,6 +5,7 @@ everywhere.
 import copy
 import math
 
+import families
 import pytest
 import tiny
 import torch
@@ -31,6 +32,7 @@ from symprune.models.layers import decoder_layers, named_linears, role, weight_v
 from symprune.pruning.calibrate import gather
 from symprune.pruning.mask_files import apply_masks, load_masks, save_masks
 from symprune.pruning.runner import LayerRunner
+from symprune.pruning.stream import prune_checkpoint
 
 PATTERNS = [Unstructured(0.5), Unstructured(0.6, "layer"), NM(2, 4), NM(4, 8)]
 
@@ -530,3 +532,19 @@ def test_statistics_of_another_model_are_refused_before_anything_is_changed():
     ):
         prune(model, shallower, Recipe(RIA(), Unstructured(0.5)), "dense")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_weight_that_decoder_layers_share_is_pruned_once_and_not_streamed(tmp_path):
+    model = families.build("zamba2")
+    shared = [n for n in model.state_dict() if n.endswith("shared_transformer.feed_forward.down_proj.weight")]
+    first, second = (model.state_dict(keep_vars=True)[name] for name in shared)
+    assert first is second
+    windows = tiny.windows(3)
+    report = prune(model, windows, Recipe(Wanda(), Unstructured(0.5), R2DSnoT()), keep_masks=True)
+    names = [linear.name for linear in report.linears]
+    assert [f"{name}.weight" for name in names if "feed_forward.down_proj" in name] == shared[:1]
+    assert (first == 0).sum() == first.numel() // 2
+    assert torch.equal(first != 0, report.masks[shared[0].removesuffix(".weight")])
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="is shared with an earlier decoder layer"):
+        prune_checkpoint(str(tmp_path / "model"), tmp_path / "out", windows, Recipe(Magnitude()))

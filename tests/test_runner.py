@@ -1,5 +1,8 @@
 """Layer by layer is the model's own forward, to the bit; else statistics come from the whole model."""
 
+import gc
+import weakref
+
 import pytest
 import tiny
 import torch
@@ -143,3 +146,48 @@ def test_a_model_that_does_more_is_told_apart_and_the_cost_is_told(recwarn):
     for propagate, passes in (("pruned", 3), ("dense", 1)):
         with pytest.warns(UserWarning, match=f"take {passes} forward passes of the whole model"):
             prune(model, WINDOWS, WANDA, propagate)
+
+
+def counted_heads(model: nn.Module) -> list[int]:
+    """The tokens of every plain forward from now on: only those reach the head, the runner's own do not."""
+    tokens, forward = [], model.lm_head.forward
+    model.lm_head.forward = lambda hidden: tokens.append(hidden.shape[1]) or forward(hidden)
+    return tokens
+
+
+def test_a_model_is_checked_once_in_two_plain_forwards_and_anew_whenever_it_is_built_otherwise():
+    model = tiny.model()
+    n_tokens, layers = counted_heads(model), decoder_layers(model)
+    once = [8, 8, 12, 12]  # two inputs that differ in their last token, two windows
+    prune(model, WINDOWS, WANDA)
+    assert n_tokens == once
+    prune(model, WINDOWS.flip(0), Recipe(Wanda(), Unstructured(0.6)), "dense", batch_size=2)
+    gather(model, WINDOWS)
+    assert n_tokens == once, "weights and windows are no part of the question"
+    changes = {
+        "a length": lambda: prune(model, WINDOWS[:, :9], WANDA),
+        "a hook": lambda: layers[1].register_forward_hook(lambda layer, args, out: out),
+        "a forward": lambda: setattr(layers[0].mlp, "forward", layers[0].mlp.forward),
+        "a module": lambda: setattr(layers[2].mlp, "up_proj", nn.Linear(32, 48, bias=False)),
+        "a dtype": lambda: model.double(),
+        "the config": lambda: model.set_attn_implementation("eager"),
+    }
+    for what, change in changes.items():
+        n_tokens.clear()
+        change()
+        prune(model, WINDOWS, WANDA)
+        assert n_tokens == ([9, 9] if what == "a length" else once), what
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be run decoder layer by decoder layer")
+def test_what_a_check_found_neither_outlives_a_change_nor_holds_on_to_the_model():
+    model, other = tiny.model(), more_between_the_layers()
+    assert runs_by_layer(model, WINDOWS)
+    model.model.forward = lambda input_ids, **_: other.model.forward(input_ids)
+    assert not runs_by_layer(model, WINDOWS)
+    del model.model.forward
+    assert runs_by_layer(model, WINDOWS)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

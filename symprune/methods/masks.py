@@ -13,6 +13,7 @@ from symprune.base.types import Mask, Scores, Weight
 
 GROUPS = ("output", "layer")
 
+_ROWS = 256  # of scores that tie, at a time: counting takes more memory than scoring
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a weight
 
 
@@ -97,8 +98,7 @@ def keep_highest(groups: Float[Tensor, "groups size"], n_removed: int) -> Bool[T
     keep = groups > threshold
     # so many scores equal to the threshold stay: the last
     surplus = groups.shape[1] - n_removed - keep.sum(dim=1, dtype=torch.int32)
-    tied_rows = surplus.nonzero().squeeze(1)
-    if len(tied_rows):
+    for tied_rows in surplus.nonzero().squeeze(1).split(_ROWS):
         tied = groups[tied_rows] == threshold[tied_rows]
         from_the_end = tied.flip(1).cumsum(1, dtype=torch.int32).flip(1)
         keep[tied_rows] |= tied & (from_the_end <= surplus[tied_rows, None])

@@ -5,18 +5,23 @@ from torch import nn
 
 from symprune.base.errors import UserError
 from symprune.models.layers import decoder_layers, max_seq_len
+from symprune.models.remembered import holds
 
 _N_TOKENS = 8
 _CROSS_ATTENTION = ("encoder_attn", "cross_attn", "crossattention", "cross_attention")
 
 
-@torch.no_grad()
 def require_causal(model: nn.Module) -> None:
     """Raise UserError unless earlier tokens know nothing of the last, by a forward of two short inputs.
 
     They differ in their last token alone. Refused in words of their own are models with an encoder, and those
     that cannot be run on tokens alone.
     """
+    holds(model, "is causal", lambda: _is_causal(model))
+
+
+@torch.no_grad()
+def _is_causal(model: nn.Module) -> bool:
     kind = type(model).__name__
     _require_no_encoder(model, kind)
     embedding = model.get_input_embeddings().weight
@@ -41,6 +46,7 @@ def require_causal(model: nn.Module) -> None:
             f"{kind} is not causal: what it predicts depends on later tokens, so it cannot be calibrated or"
             " scored as a language model (a BERT must say is_decoder in its config)"
         )
+    return True
 
 
 def _require_no_encoder(model: nn.Module, kind: str) -> None:

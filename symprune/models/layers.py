@@ -47,7 +47,17 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     if fitting:
         decoder = set(_decoder(model).modules())
         # the first of the best: inside the text model's decoder, with layers of one kind
-        return min(fitting, key=lambda module: (module not in decoder, len({type(x) for x in module}) > 1))
+        best = min(fitting, key=lambda module: (module not in decoder, len({type(x) for x in module}) > 1))
+        names = {module: name for name, module in lists.items()}
+        parent = names[best].rpartition(".")[0]
+        beside = [names[module] for module in fitting if names[module].rpartition(".")[0] == parent]
+        if len(beside) > 1:  # XLM: half of every layer would be left dense without a word
+            raise UserError(
+                f"the decoder layers of {type(model).__name__} lie apart in {' and '.join(beside)}: only"
+                " those that are one module each are pruned (--layers-path names one list, whose linears"
+                " alone are)"
+            )
+        return best
     raise UserError(
         f"no list of {count} decoder layers found in {type(model).__name__}: name it with --layers-path"
         f" (model.layers_path), one of {', '.join(lists) or 'none at all'}"
@@ -91,12 +101,19 @@ def is_expert(name: str) -> bool:
 
 
 def linears_by_layer(model: nn.Module) -> list[dict[str, nn.Module]]:
-    """The prunable linears of every decoder layer, by their full name in the model."""
+    """The prunable linears of every decoder layer, by their full name in the model.
+
+    A weight that several layers share (Zamba's attention) is the first one's: it is pruned once.
+    """
     prefixes = {module: name for name, module in model.named_modules()}
-    return [
-        {f"{prefixes[layer]}.{name}": linear for name, linear in prunable_linears(layer).items()}
-        for layer in decoder_layers(model)
-    ]
+    seen: set[int] = set()
+    found: list[dict[str, nn.Module]] = []
+    for layer in decoder_layers(model):
+        linears = prunable_linears(layer)
+        weights = {name: id(linear._parameters.get("weight", linear)) for name, linear in linears.items()}
+        found.append({f"{prefixes[layer]}.{n}": x for n, x in linears.items() if weights[n] not in seen})
+        seen |= set(weights.values())
+    return found
 
 
 def left_dense_by_layer(model: nn.Module) -> list[dict[str, LeftDense]]:

@@ -1,9 +1,10 @@
 """The tensors of a folder by their names in a model: renamed and merged by transformers' own rules."""
 
+import contextlib
 import copy
 import re
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,22 @@ from torch import Tensor, nn
 from symprune.base.errors import UserError
 from symprune.models.folder import Stored, stored_tensors
 
+_TRIED = "5.8.1 to 5.24.0"  # versions of transformers
 _OLD_MASKS = re.compile(r"\.masked_bias$")  # a number that older GPTs carried beside their causal mask
+
+
+@contextlib.contextmanager
+def _by_transformers() -> Iterator[None]:
+    """Inside, functions are called that transformers may change without notice: if it did, that is told."""
+    try:
+        yield
+    except (ImportError, AttributeError, TypeError) as error:
+        from transformers import __version__
+
+        raise UserError(
+            f"transformers {__version__} reads a model's files otherwise than is known here ({error}): take"
+            f" one of {_TRIED}"
+        ) from error
 
 
 @dataclass
@@ -35,6 +51,7 @@ class ModelTensors:
     Raises UserError for a tensor that the model does not claim, and for those of `stored_tensors`.
     """
 
+    @_by_transformers()
     def __init__(self, folder: Path, model: nn.Module, dtype: torch.dtype):
         from transformers import core_model_loading as rules
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -121,6 +138,7 @@ def _kept_apart(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {name: plan[pattern_of[match.lastgroup]] for name, match in found.items() if match}
 
 
+@_by_transformers()
 def require_claimed(folder: Path, model: nn.Module, unexpected: Mapping[str, str]) -> None:
     """Raise UserError if a model does not know some weight of a folder.
 

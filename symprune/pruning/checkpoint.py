@@ -39,6 +39,41 @@ def skeleton(folder: Path, dtype: str = "float32") -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
+@contextlib.contextmanager
+def random_weights(model: nn.Module, device: str) -> Iterator[None]:
+    """Inside, a skeleton can be run: its parameters are views into one random tensor on the device.
+
+    It takes no more memory than the largest of them, and is the model in everything but its values: as deep,
+    as wide, its decoder layers of the same kinds in the same order, which a config cut to a few of them is
+    not where layers are counted, spaced or shared by number.
+    """
+    scale = model.config.get_text_config(decoder=True).hidden_size ** -0.5
+    generator = torch.Generator(device).manual_seed(0)
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in model.parameters():
+        sizes[tensor.dtype] = max(sizes.get(tensor.dtype, 0), tensor.numel())
+    drawn = {dtype: torch.zeros(size, dtype=dtype, device=device) for dtype, size in sizes.items()}
+    for values in drawn.values():
+        if values.is_floating_point():
+            values.normal_(std=scale, generator=generator)
+    before = [(own, own.copy()) for m in model.modules() for own in (m._parameters, m._buffers)]
+    made: dict[int, nn.Parameter] = {}  # by id: what is tied stays so
+    try:
+        for own, held in before:
+            for name, tensor in held.items():
+                if tensor is not None and not tensor.is_meta:
+                    own[name] = tensor.to(device)
+                elif tensor is not None:
+                    values = drawn[tensor.dtype][: tensor.numel()].view(tensor.shape)
+                    if tensor.dim() == 1 and "bias" not in name:
+                        values = values + 1  # a norm's, or nothing passed it
+                    own[name] = made.setdefault(id(tensor), nn.Parameter(values, requires_grad=False))
+        yield
+    finally:
+        for own, held in before:
+            own.update(held)
+
+
 class Checkpoint:
     """The tensors of a model's folder, by their names in the model; those of its modules come and go."""
 
@@ -58,6 +93,11 @@ class Checkpoint:
             )
         model._weight_conversions = self._tensors.conversions  # as from_pretrained notes them, for saving
         inside = tuple(self._prefix)
+        if shared := [name for name in sorted(tied) if name.startswith(inside)]:
+            raise UserError(
+                f"{shared[0]} is shared with an earlier decoder layer, and --stream holds one at a time:"
+                " leave out --stream"
+            )
         self._outside = [n for n in state if n in self._tensors and not n.startswith(inside)]
         self._loaded: set[int] = set()
         self._written: dict[str, str] = {}
@@ -141,11 +181,8 @@ class Writer:
         """One file more."""
         self._n += 1
         file = f"model-{self._n:05d}.safetensors"
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            self.folder / file,
-            {"format": "pt"},
-        )
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, self.folder / file, _aligning({"format": "pt"}, tensors))
         self._index |= dict.fromkeys(tensors, file)
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())
 
@@ -166,6 +203,27 @@ class Writer:
         model.config.save_pretrained(self.folder)
         if (source / "generation_config.json").is_file():
             shutil.copy(source / "generation_config.json", self.folder)
+
+
+def _aligning(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata of a safetensors file, filled up so that its numbers begin at a multiple of 64 bytes.
+
+    A file is loaded by mapping it, and processors round some products otherwise where numbers lie otherwise:
+    the same weights would give other logits than those in memory, in the last bit.
+    """
+    metadata = {**metadata, "padding": ""}
+    header: dict[str, dict] = {"__metadata__": metadata}
+    end = 0
+    for name in sorted(
+        tensors, key=lambda name: (-tensors[name].element_size(), name)
+    ):  # as they are written
+        tensor, begin = tensors[name], end
+        end += tensor.nbytes
+        kind = "BF" if tensor.dtype == torch.bfloat16 else "F" if tensor.is_floating_point() else "I"
+        about = {"dtype": f"{kind}{8 * tensor.element_size()}", "shape": list(tensor.shape)}
+        header[name] = {**about, "data_offsets": [begin, end]}
+    length = 8 + len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return {**metadata, "padding": " " * (-length % 64)}
 
 
 def digests(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:

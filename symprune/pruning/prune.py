@@ -126,11 +126,12 @@ def prune_layers(
     """
     for index, linears in enumerate(layers):
         layer = make_masks(index, linears)
-        for name, mask in layer.masks.items():
+        for name in layer.masks:
             if name in layer.weights:
                 weight_view(linears[name]).copy_(layer.weights[name])
-            zero_removed(weight_view(linears[name]), mask)
+            zero_removed(weight_view(linears[name]), layer.masks[name])
         yield layer
+        del layer  # its masks, before those of the next one are made
         source.advance(index)
 
 

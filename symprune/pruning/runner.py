@@ -20,6 +20,7 @@ from symprune.models.precision import (
     tensors_of,
     whole_computing_in,
 )
+from symprune.models.remembered import holds
 from symprune.pruning.cost import batch_size_of
 
 
@@ -145,16 +146,22 @@ class LayerRunner:
                     self.hidden[position] = _hidden(out)
 
 
-@torch.no_grad()
 def runs_by_layer(model: nn.Module, windows: Windows) -> bool:
     """Whether going through the decoder layers one by one gives, to the bit, what the model's forward gives.
 
-    Tried on two unlike windows, in two plain forwards beside the runner's own: an architecture may give its
-    layers more than a runner can know of.
+    Tried on two unlike windows, in two plain forwards beside the runner's own, once for a model, a length of
+    windows and a type that is computed in: an architecture may give its layers more than a runner can know
+    of.
     """
     check_windows(model, windows)
     other = windows[-1:]
     pair = torch.cat((windows[:1], other.flip(1) if torch.equal(windows[:1], other) else other))
+    question = "runs by layer", windows.shape[1], calibration_dtype(next(model.parameters()))
+    return holds(model, question, lambda: _ends_alike(model, pair))
+
+
+@torch.no_grad()
+def _ends_alike(model: nn.Module, pair: Windows) -> bool:
     found: list[Tensor] = []
     last = decoder_layers(model)[-1]
     handle = last.register_forward_hook(lambda layer, args, out: found.append(_hidden(out)))

@@ -14,17 +14,22 @@ from torch import Tensor, nn
 from symprune.base.errors import UserError
 from symprune.base.files import require_disk, require_free, whole_folder
 from symprune.base.progress import track
+from symprune.base.types import Windows
 from symprune.methods.recipe import Recipe
+from symprune.models.causal import require_causal
 from symprune.models.devices import ALL_GPUS, memory_of
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
 from symprune.models.load import DTYPES, locate, require_readable
-from symprune.models.precision import calibration_dtype
-from symprune.pruning.checkpoint import Checkpoint, Writer, skeleton
+from symprune.models.precision import calibrating_in, calibration_dtype
+from symprune.pruning.checkpoint import Checkpoint, Writer, random_weights, skeleton
 from symprune.pruning.cost import Cost, Shape, batch_size_of, plan
 from symprune.pruning.packed_masks import PackedMasks
 from symprune.pruning.prune import MasksFromStatistics, check_layers, check_weights, prune_layers, still_dense
 from symprune.pruning.report import PrunedLinear, PruneReport
+from symprune.pruning.runner import check_windows, runs_by_layer
 from symprune.pruning.sources import GRADIENTS, Calibration, Source, Timed, source_of, windows_of
+
+_CHECKED_TOKENS = 256  # of a window: their logits are no more than a layer of a model that is streamed
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class StreamedRun:
     ):
         if how.device == ALL_GPUS:
             raise UserError("streaming keeps one decoder layer in memory, on one device: take cpu or cuda")
+        _give_back_memory_at_once()
         self._folder, self._recipe, self._propagate = locate(name), recipe, propagate
         require_readable(self._folder, streamed=True)
         self._calibration = calibration
@@ -106,7 +112,28 @@ class StreamedRun:
         iterations = getattr(recipe.update, "max_iterations", 1) if recipe.update else 0
         updating = {"iterations": iterations, "gradients": GRADIENTS in recipe.uses}
         cost = replace(cost, computed=wider.itemsize if wider else 0, **updating)
-        self.plan = plan(cost, how.memory, wider or DTYPES[how.dtype], how.device)
+        budget = how.memory, wider or DTYPES[how.dtype], how.device
+        plan(cost, *budget)  # what does not fit is not tried
+        self._require_streamable(windows, how.device)
+        self.plan = plan(cost, *budget)  # once more: what the model's first forward leaves behind is held now
+
+    def _require_streamable(self, windows: Windows | None, device: str) -> None:
+        """Raise UserError for a model that is not causal, or cannot be run decoder layer by decoder layer.
+
+        The model is never whole, so its own forward is asked with random weights, in their own type. It is
+        not run instead, as in memory, where it differs: that takes all of its weights.
+        """
+        with calibrating_in(None), random_weights(self.model, device):
+            require_causal(self.model)
+            if windows is None:
+                return
+            check_windows(self.model, windows, in_memory=False)
+            if not runs_by_layer(self.model, windows[[0, -1], :_CHECKED_TOKENS]):
+                raise UserError(
+                    f"{type(self.model).__name__} cannot be run decoder layer by decoder layer as its own"
+                    " forward does, and --stream never holds more: leave out --stream, where memory allows,"
+                    " or give the --statistics of a machine where it does"
+                )
 
     @contextlib.contextmanager
     def into(self, out: Path | str) -> Iterator[tuple[Path, PruneReport]]:
@@ -116,7 +143,6 @@ class StreamedRun:
         UserError for a folder that exists, and for too little disk.
         """
         out = Path(out)
-        _give_back_memory_at_once()
         require_free(out, "folder")
         require_disk(out, self.plan.disk)
         with whole_folder(out) as folder:
@@ -134,8 +160,9 @@ class StreamedRun:
         done: list[PrunedLinear] = []
         for layer in prune_layers(map(_checked, layers), make_masks, source):
             done += layer.linears
-            for name, mask in layer.masks.items() if self.masks is not None else ():
-                self.masks.add(name, weight_view(linears[name]), mask)
+            for name in layer.masks if self.masks is not None else ():
+                self.masks.add(name, weight_view(linears[name]), layer.masks[name])
+            del layer
         checkpoint.copy_outside(writer, at_most=self.plan.cost.layer)
         writer.finish(self.model, self._folder)
         stages = source.stages(since=start)
@@ -149,7 +176,6 @@ class StreamedRun:
             return source_of(self.model, *how)
         with self._checkpoint.entrance():
             hidden = OnDisk(spilled) if self.plan.spill else None
-            # the model is never whole here, so its own forward cannot be asked
             return source_of(self.model, *how, hidden=hidden, whole=False)
 
 
@@ -196,10 +222,12 @@ class OnDisk(MutableSequence):
 
 
 def _give_back_memory_at_once() -> None:
-    """Free tensors at once: glibc would keep those of up to 32 MiB, in all up to twice what is predicted.
+    """Free tensors at once, for the whole process from now on.
 
-    It holds for the whole process from now on, and costs a tenth of the time.
+    glibc raises the size above which freed memory is given back to that of the largest block freed so far, up
+    to 32 MiB, and so would keep up to twice what is predicted. What it has kept until now goes back as well.
     """
     with contextlib.suppress(OSError, AttributeError):
-        m_mmap_threshold = -3
-        ctypes.CDLL("libc.so.6").mallopt(m_mmap_threshold, 2**20)
+        m_mmap_threshold, libc = -3, ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_threshold, 2**16)
+        libc.malloc_trim(0)
