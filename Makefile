@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 NBVAL := -p no:cacheprovider --nbval --nbval-current-env --nbval-cell-timeout 600
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: reproduce test lint unit notebooks render lab lock clean
+.PHONY: reproduce test lint unit notebooks render lab gpu-check rehearse lock clean
 
 reproduce: $(READY)
 	$(BIN)/symprune reproduce --profile $(PROFILE)
@@ -39,6 +39,15 @@ render: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+# The profiles that need a GPU and the hub, from end to end on tiny models with the published names.
+rehearse: $(READY)
+	$(PARALLEL) -m slow tests/test_rehearsal.py
+
+# On a machine with a GPU: what must hold there, then a 7B-shaped model pruned by each recipe, into results/gpu_check/.
+gpu-check: $(READY)
+	$(BIN)/pytest -m gpu
+	$(BIN)/python benchmarks/gpu_check.py
 
 $(READY): requirements-lock.txt requirements-embedded.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -25,6 +25,7 @@ profile = "smoke"
 models = ["embedded"]
 device = "cpu"
 dtype = "float64"
+calibration_dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
@@ -44,7 +45,7 @@ from symprune.paper.claims import family
 from symprune.paper.figures import perplexity_curves
 from symprune.paper.style import save_figure
 from symprune.paper.tables import crossings, perplexity_table, save_table
-from symprune.paper.verdicts import Claim, judge_all, save_verdicts
+from symprune.paper.verdicts import Claim, expect, judge_all, save_verdicts
 
 # %% [markdown]
 # ## Protocol
@@ -107,11 +108,12 @@ save_table(crossings(rows, x="swept").set_index("model"), profile, "05_crossings
 # ## Checks
 
 # %%
-for (_, method, seed), of in rows[rows["method"] != "dense"].groupby(
+for (model, method, seed), of in rows[rows["method"] != "dense"].groupby(
     ["model", "method", "seed"], dropna=False
 ):
-    assert of.sort_values("swept")["perplexity"].is_monotonic_increasing, (
-        f"{method}, seed {seed}: more removed, more lost"
+    expect(
+        of.sort_values("swept")["perplexity"].is_monotonic_increasing,
+        f"{model}, {method}, seed {seed}: more removed, more lost",
     )
 
 # %% [markdown]

@@ -29,6 +29,7 @@ profile = "smoke"
 models = ["embedded"]
 device = "cpu"
 dtype = "float64"
+calibration_dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
@@ -145,7 +146,7 @@ save_table(
 # ## Checks
 
 # %%
-assert rows[rows["refine"] != "dense"].groupby("pattern")["sparsity"].nunique().eq(1).all(), (
+assert rows[rows["refine"] != "dense"].groupby(["model", "pattern"])["sparsity"].nunique().eq(1).all(), (
     "a refinement keeps every count"
 )
 exact = effort[effort["refine"] == "exact_swap"]

@@ -20,6 +20,7 @@ from .methods import (
     Unstructured,
     Wanda,
 )
+from .models import calibrating_in
 from .pruning import MaskFile, PruneReport, apply_masks, load_masks, prune, save_masks
 
 __version__: str
@@ -48,6 +49,7 @@ __all__ = [
     "Wanda",
     "ZeroShot",
     "apply_masks",
+    "calibrating_in",
     "load_masks",
     "perplexity",
     "prune",

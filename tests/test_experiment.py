@@ -265,6 +265,11 @@ def test_a_grid_reports_its_progress_to_whoever_asked(protocol, tmp_path, monkey
         WANDA.label in reports[1]["label"],
         "seed 1" in reports[2]["label"],
     ] == [True] * 3
+    assert [report["measured"] for report in reports] == [True, True, True, False]
+    (tmp_path / "progress").unlink()
+    Experiment(Protocol(**protocol)).run([None, WANDA])
+    reports = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()]
+    assert not any(report["measured"] for report in reports)  # all are on record
 
 
 def test_two_models_are_measured_one_after_the_other(protocol, checkpoint, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from symprune.base.errors import UserError
 from symprune.methods.norms import (
     SAMPLERS,
     _distinct,
+    _drawn_before,
     _one_per_stratum,
     column_norm,
     relative_importance,
@@ -168,6 +169,17 @@ def test_one_index_from_each_stratum():
 def test_strata_help_where_the_size_follows_the_index():
     weight = torch.arange(1.0, 101.0, dtype=torch.float64).repeat(4, 1)
     assert spread_of("stratified", weight, side=0) < 0.3 * spread_of("independent", weight, side=0)
+
+
+@pytest.mark.parametrize("draw", [_distinct, _one_per_stratum])
+def test_what_a_gpu_is_given_again_is_what_would_be_drawn(draw):
+    """With the generator left where drawing leaves it, for what is drawn next; another state draws anew."""
+    for seed in (0, 1, 0):
+        drawing, given = (torch.Generator().manual_seed(seed) for _ in range(2))
+        for lines, n, tau in ((5, 40, 4), (40, 5, 1), (5, 40, 30)):
+            expected = draw(lines, n, tau, drawing)
+            assert torch.equal(_drawn_before(draw, lines, n, tau, given).long(), expected)
+        assert torch.equal(drawing.get_state(), given.get_state())
 
 
 def test_importance_helps_where_a_few_channels_hold_the_weight():

@@ -1,6 +1,7 @@
 """Profiles, notebook pairs, and the runner with a real kernel."""
 
 import ast
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -114,6 +115,48 @@ def test_a_profile_that_is_no_yaml_mapping_is_named(project, text):
 def test_an_unknown_profile_is_named_with_those_there_are(project):
     with pytest.raises(UserError, match="unknown profile 'ful': did you mean full"):
         load_profile("ful")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"n_calb": 1}, "unknown key of a profile 'n_calb': did you mean n_calib"),
+        ({"n_calib": "many"}, "n_calib takes a whole number, not 'many'"),
+        ({"n_calib": True}, "n_calib takes a whole number, not True"),
+        ({"n_eval": 1.5}, "n_eval takes a whole number or null, not 1.5"),
+        ({"models": "embedded"}, "models takes a list of texts, not 'embedded'"),
+        ({"seeds": [0, "a"]}, r"seeds takes a list of whole numbers, not \[0, 'a'\]"),
+        ({"p_values": 2}, "p_values takes a list of numbers, not 2"),
+        ({"gammas": ["a"]}, "gammas takes a list of numbers, not"),
+        ({"notebooks": 1}, "notebooks takes text or a list of texts, not 1"),
+        ({"profile": "cpu"}, "profile 'cpu' is no name for other settings"),
+        ({"profile": "../up"}, "is no name for other settings"),
+    ],
+)
+def test_a_setting_that_the_profile_could_not_have_is_named_with_what_it_takes(settings, words):
+    with pytest.raises(UserError, match=words):
+        load_profile("smoke", settings)
+
+
+def test_settings_stand_in_place_of_the_profiles_values_under_a_name_of_their_own():
+    settings = {"n_eval": None, "p_values": [1, float("inf")], "models": ["a/b"]}
+    assert load_profile("cpu", settings) == load_profile("cpu") | settings | {"profile": "cpu_set"}
+    assert load_profile("cpu", {"profile": "trial"}) == load_profile("cpu") | {"profile": "trial"}
+
+
+def test_what_a_command_sets_reaches_the_notebook_and_leaves_the_profile_alone(project, capsys):
+    notebook(project, "00_first", "print(profile, number)")
+    assert main(["reproduce", "--profile", "full", "--set", "number=7", "--json"]) == 0
+    assert output(project / "results/full_set/00_first.ipynb") == "full_set 7\n"
+    assert not (project / "results/full").exists()
+    for wrong, words in {
+        "number": "must be KEY=VALUE",
+        "number=[": "must be KEY=VALUE",
+        "number=a": "takes",
+    }.items():
+        with contextlib.suppress(SystemExit):
+            assert main(["reproduce", "--profile", "full", "--set", wrong]) == 2
+        assert words in capsys.readouterr().err
 
 
 # Notebooks and their parameters.

@@ -301,11 +301,11 @@ def test_progress_is_announced_only_to_whoever_asked(tmp_path, monkeypatch):
     progress.announce("nobody listens", 0, 1)
     monkeypatch.setenv("SYMPRUNE_PROGRESS", str(tmp_path / "progress"))
     progress.announce("one", 0, 2)
-    progress.announce("two ±", 1, 2)
+    progress.announce("two ±", 1, 2, measured=False)
     lines = (tmp_path / "progress").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"label": "one", "done": 0, "total": 2},
-        {"label": "two ±", "done": 1, "total": 2},
+        {"label": "one", "done": 0, "total": 2, "measured": True},
+        {"label": "two ±", "done": 1, "total": 2, "measured": False},
     ]
 
 

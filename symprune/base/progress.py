@@ -40,11 +40,23 @@ def track(items: Iterable[T], description: str) -> Iterable[T]:
     return tqdm(items, desc=description, disable=not shown(), leave=False, dynamic_ncols=True)
 
 
-def announce(label: str, done: int, total: int) -> None:
-    """Tell whoever runs this process which recipe is under way, if it asked."""
-    if file := os.environ.get(FILE):
+def announce(label: str, done: int, total: int, measured: bool = True) -> None:
+    """Tell whoever runs this process which recipe is under way, if it asked; measured: it takes long."""
+    _report({"label": label, "done": done, "total": total, "measured": measured})
+
+
+def tell(line: str) -> None:
+    """A line to whoever runs this process; where nobody follows it, to the terminal that it runs in."""
+    if not _report({"line": line}):
+        print(f"symprune: {line}", file=sys.__stderr__, flush=True)
+
+
+def _report(what: dict) -> bool:
+    file = os.environ.get(FILE)
+    if file:
         with open(file, "a") as f:
-            f.write(json.dumps({"label": label, "done": done, "total": total}) + "\n")
+            f.write(json.dumps(what) + "\n")
+    return bool(file)
 
 
 @contextlib.contextmanager
@@ -55,7 +67,7 @@ def following(title: str, show: bool) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "progress"
         file.touch()
-        terminal = sys.stderr.isatty()  # a log gets a line for each recipe, not a bar redrawn twice a second
+        terminal = sys.stderr.isatty()  # a log gets a line for each recipe that is measured, and no bar
         shape = "{desc} |{bar}| {n}/{total} [{elapsed}<{remaining}]"
         bar = tqdm(total=0, desc=title, disable=not (show and terminal), dynamic_ncols=True, bar_format=shape)
         finished = threading.Event()
@@ -64,13 +76,16 @@ def following(title: str, show: bool) -> Iterator[Path]:
             seen = 0
             while not finished.wait(0.5):
                 lines = file.read_text().split("\n")[:-1]  # the last may not be written to its end yet
-                for line in lines[seen:]:
-                    report = json.loads(line)
+                for report in map(json.loads, lines[seen:]):
+                    if "line" in report:
+                        if show:
+                            tqdm.write(f"{title}: {report['line']}", file=sys.stderr)
+                        continue
                     if report["done"] == 0:  # another grid begins: its time left is its own
                         bar.reset(total=report["total"])
                     bar.update(report["done"] - bar.n)
                     bar.set_description(f"{title}: {report['label']}")
-                    if show and not terminal:
+                    if show and not terminal and report["measured"]:
                         print(
                             f"{title} {report['done']}/{report['total']}: {report['label']}",
                             file=sys.stderr,

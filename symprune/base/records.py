@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from symprune.base import paths
+from symprune.base.code import code_digest
 from symprune.base.errors import UserError
 from symprune.base.files import short_sha256, write_whole
 
@@ -92,18 +93,21 @@ class Store:
     def __iter__(self) -> Iterator[Record]:
         return (record for file in sorted(self.folder.glob("*.json")) if (record := self._read(file)))
 
-    def get(self, run: dict) -> Record | None:
-        """The record of what was asked, if there is one."""
+    def get(self, run: dict, trusts: Callable[[Record], bool] = bool) -> Record | None:
+        """The record of what was asked, if there is one, and it is trusted."""
         file = self.folder / f"{run_key(run)}.json"
-        return self._read(file) if file.exists() else None
+        found = self._read(file) if file.exists() else None
+        return found if found and trusts(found) else None
 
-    def get_or_run(self, run: dict, measure: Callable[[], dict]) -> Record:
-        """The record of what was asked, measured now if there is none; what `measure` raises leaves the
-        folder as it was.
+    def get_or_run(
+        self, run: dict, measure: Callable[[], dict], trusts: Callable[[Record], bool] = bool
+    ) -> Record:
+        """The record of what was asked, measured now if there is none that is trusted; what `measure` raises
+        leaves the folder as it was.
 
         Raises UserError instead of measuring where the environment variable SYMPRUNE_REPLAY forbids it.
         """
-        if found := self.get(run):
+        if found := self.get(run, trusts):
             return found
         if os.environ.get(REPLAY):
             raise UserError(
@@ -111,11 +115,11 @@ class Store:
                 " record behind it"
             )
         with self._lock(run_key(run)):
-            return self.get(run) or self.put(Record(run, measure(), provenance()))
+            return self.get(run, trusts) or self.put(Record(run, measure(), provenance()))
 
-    def state(self, run: dict) -> str:
+    def state(self, run: dict, trusts: Callable[[Record], bool] = bool) -> str:
         """Whether a run is "recorded", "busy" while a process (maybe this one) measures it, or "missing"."""
-        if self.get(run) is not None:
+        if self.get(run, trusts) is not None:
             return "recorded"
         try:
             with self._lock(run_key(run)).acquire(timeout=0):
@@ -166,7 +170,7 @@ def write_lines(file: Path, records: Iterable[Record]) -> None:
     behind.
     """
     lines = [
-        json.dumps(r.to_dict(), sort_keys=True, allow_nan=False, ensure_ascii=False)
+        json.dumps(r.to_dict(), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         for r in sorted(records, key=lambda r: r.key)
     ]
     write_whole(file, "".join(line + "\n" for line in lines))
@@ -178,14 +182,28 @@ def run_key(run: dict) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine and commit: where a number came from."""
+    """Versions, machine, code and commit: where a number came from."""
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"versions": versions, "python": platform.python_version(), "machine": _machine(), "git": _git()}
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": _machine(),
+        "processor": _processor(),
+        "code": code_digest(),
+        "git": _git(),
+    }
+
+
+def _processor() -> str:
+    """On what a float32 number's last bits depend beside the machine."""
+    import torch
+
+    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
 def _machine() -> str:

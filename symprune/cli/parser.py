@@ -38,11 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
         return p
 
     text, path, draw = options.model_and_text(), options.layers_path(), options.draw()
+    precision = options.calibration_dtype()
     notebooks, profile = options.notebooks(), options.profile()
 
     p = command(
         "pruning.run_prune",
-        *(text, path, draw),
+        *(text, path, draw, precision),
         help="prune a model and save it, or its masks",
         description="Prune every linear inside the decoder layers; save the model with its masks and its"
         " record, or the masks alone.",
@@ -138,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command(
         "pruning.run_calibrate",
-        *(text, path, draw),
+        *(text, path, draw, precision),
         help="gather the statistics of a dense model into a file",
         description="Gather sums over calibration windows for any number of recipes (prune --statistics), and"
         " no text: docs/scaling.md.",
@@ -235,6 +236,15 @@ def build_parser() -> argparse.ArgumentParser:
         description="Execute the notebooks under a profile (papermill_params/PROFILE.yaml); what is on record"
         " is not measured again.",
         example="reproduce 02 --profile cpu",
+    )
+    p.add_argument(
+        "--set",
+        dest="settings",
+        type=options.setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value than the profile's; results go to PROFILE_set, or to profile=NAME",
     )
     p.add_argument(
         "--again",

@@ -22,6 +22,7 @@ from symprune.cli.common import (
 )
 from symprune.cli.given import given, refuse
 from symprune.methods.recipe import Recipe, parse_pattern
+from symprune.models.precision import calibrating_in
 from symprune.pruning import mask_files, stats_files
 from symprune.pruning.calibrate import OUTPUT_SIDES, accumulate
 from symprune.pruning.cost import batch_size_of
@@ -45,8 +46,10 @@ def run_prune(args: argparse.Namespace) -> Answer:
     about = about_model(args)
     calibration, about_calibration = _calibration(args, recipe, propagate, tokenizer, about["weights"])
     run = {"model": about, "recipe": recipe.to_dict(), "calibration": about_calibration}
+    run |= {"calibration_dtype": args.calibration_dtype} if args.calibration_dtype else {}
     how = _prune_streamed if args.stream else _prune_in_memory
-    report, record = how(args, tokenizer, calibration, recipe, propagate, run)
+    with calibrating_in(args.calibration_dtype):
+        report, record = how(args, tokenizer, calibration, recipe, propagate, run)
     saved = " and ".join(filter(None, [args.out, args.masks]))
     facts = {"out": args.out, "masks": args.masks, **record.metrics, "note": NOTE}
     text = f"{report}\nsaved to {saved}; {NOTE}"
@@ -111,6 +114,9 @@ def _require_statistics_of(
             f"{file} was gathered on other weights, or in another dtype ({asked['dtype']}): give that model"
             " and dtype"
         )
+    if (gathered_in := asked.get("calibration_dtype")) != args.calibration_dtype:
+        option = f"--calibration-dtype {gathered_in}" if gathered_in else "no --calibration-dtype"
+        raise UserError(f"{file} was gathered in {gathered_in or asked['dtype']}: give {option}")
     if lacking := sorted((recipe.uses & stats_files.OPTIONAL) - set(asked["gathered"])):
         raise UserError(
             f"{recipe.label} reads {', '.join(lacking)}, which {file} lacks: calibrate with --gather"
@@ -162,11 +168,11 @@ def run_calibrate(args: argparse.Namespace) -> Answer:
     elif args.output_side == "gradients":
         refuse(args, "--output-side gradients are gathered window by window", "batch_size")
     windows, part = _shard(args, _calibration_windows(args, models.load_tokenizer(args.model)))
-    model = load_model(args)
-    how = {"output_side": args.output_side, "batch_size": batch_size_of(args.batch_size, model, windows)}
     where = {"dtype": args.dtype, "device": args.device, "seq_len": args.seq_len}
-    asked = stats_files.asked(models.fingerprint(args.model), uses, **where, **how)
-    with progress_bars(args):
+    with progress_bars(args), calibrating_in(args.calibration_dtype):
+        model = load_model(args)
+        how = {"output_side": args.output_side, "batch_size": batch_size_of(args.batch_size, model, windows)}
+        asked = stats_files.asked(models.fingerprint(args.model), uses, **where, **how)
         sums = accumulate(model, windows, uses, **how)
     return _save_statistics(args, stats_files.Calibration(sums, asked, [part]))
 

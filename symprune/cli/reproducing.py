@@ -15,7 +15,11 @@ def run_reproduce(args: argparse.Namespace) -> Answer:
     if args.shard:
         refuse(args, "--shard only measures, in this process", "executor", "address", "again")
         records = reproduce.measure_shard(
-            args.notebooks, args.profile, executors.Shard(*args.shard), show=not args.json
+            args.notebooks,
+            args.profile,
+            executors.Shard(*args.shard),
+            show=not args.json,
+            settings=dict(args.settings),
         )
         return Answer(
             {"records": str(records)}, f"all is on record in {records}: `symprune reproduce` draws it"
@@ -26,7 +30,12 @@ def run_reproduce(args: argparse.Namespace) -> Answer:
     if args.address is not None:
         executor = replace(executor, address=args.address)
     report = reproduce.reproduce(
-        args.notebooks, args.profile, show=not args.json, again=args.again, executor=executor
+        args.notebooks,
+        args.profile,
+        show=not args.json,
+        again=args.again,
+        executor=executor,
+        settings=dict(args.settings),
     )
     return Answer({"report": str(report)}, f"report: {report}")
 

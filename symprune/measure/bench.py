@@ -11,14 +11,18 @@ from symprune import models
 from symprune.base import paths
 from symprune.measure.dense_outputs import DenseOutputs, dense_outputs
 from symprune.measure.protocol import Protocol
+from symprune.measure.record_rows import totals
 from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
+from symprune.models.precision import calibrating_in
 from symprune.pruning import stats_files
 from symprune.pruning.calibrate import accumulate, gather
 from symprune.pruning.prune import prune
 from symprune.pruning.sources import beside_weights
 from symprune.text import corpora
 from symprune.text.tasks import load_tasks
+
+_SHARED = ("dtype", "device", "calibration_dtype")
 
 
 class Loaded:
@@ -76,8 +80,8 @@ class Bench:
         if protocol == self.protocol:
             return self
         if protocol not in self._others:
-            if (protocol.dtype, protocol.device) != (self.protocol.dtype, self.protocol.device):
-                raise ValueError("two protocols share a model only in one dtype and on one device")
+            if any(getattr(protocol, name) != getattr(self.protocol, name) for name in _SHARED):
+                raise ValueError(f"two protocols share a model only if they agree in {', '.join(_SHARED)}")
             self._others[protocol] = Bench(protocol, self.name)
         return self._others[protocol]
 
@@ -141,6 +145,16 @@ class Bench:
         }
         return name | ({"output_side": p.output_side} if "output_norm" in uses else {})
 
+    def recipe_name(self, recipe: Recipe | None, seed: int) -> dict[str, Any]:
+        """A recipe (None: the dense model), and what its masks follow from beside the weights."""
+        if recipe is None:
+            return {"recipe": None, "calibration": None}
+        return {
+            "recipe": recipe.to_dict(),
+            "calibration": self.calibration_name(recipe.uses, seed),
+            "calibration_dtype": self.protocol.calibration_dtype,
+        }
+
     def evaluation_name(self) -> dict:
         """What perplexity is taken of; articles: the one that each window's first token belongs to."""
         p, (windows, articles) = self.protocol, self._evaluation_text
@@ -184,14 +198,14 @@ class Bench:
             dense = p.propagate == "dense"
             calibration = self.statistics(recipe.uses, seed) if dense else self.calibration_windows(seed)
         propagate = p.propagate if recipe.uses else "dense"
-        report = prune(self.loaded.pristine(), calibration, recipe, propagate, batch_size=p.batch_size)
+        with calibrating_in(p.calibration_dtype):
+            report = prune(self.loaded.pristine(), calibration, recipe, propagate, batch_size=p.batch_size)
         pruning: dict[str, Any] = {
             "sparsity": report.sparsity,
-            "linears": {linear.name: linear.sparsity for linear in report.linears},
             "seconds_prune": sum(report.seconds.values()),
         }
         if recipe.refine:
-            pruning["refined"] = {linear.name: linear.refined for linear in report.linears if linear.refined}
+            pruning["refined"] = totals([linear.refined for linear in report.linears if linear.refined])
         return pruning
 
     def statistics(self, uses: frozenset[str], seed: int) -> dict[str, LayerStats | None]:
@@ -213,16 +227,16 @@ class Bench:
         """Statistics that are kept on disk for other processes; Gram matrices are too large for that."""
         p, windows = self.protocol, self.calibration_windows(seed)
         how = {"output_side": p.output_side, "batch_size": p.batch_size}
-        if "gram" in uses:
-            return gather(model, windows, uses, **how)
         where = {"dtype": p.dtype, "device": p.device, "seq_len": p.seq_len}
-        question = stats_files.asked(self.model_name["weights"], uses, **where, **how)
-        found = stats_files.remembered(
-            paths.statistics(),
-            question,
-            corpora.digest(windows),
-            lambda: accumulate(model, windows, uses, **how),
-        )
+        with calibrating_in(p.calibration_dtype):
+            if "gram" in uses:
+                return gather(model, windows, uses, **how)
+            found = stats_files.remembered(
+                paths.statistics(),
+                stats_files.asked(self.model_name["weights"], uses, **where, **how),
+                corpora.digest(windows),
+                lambda: accumulate(model, windows, uses, **how),
+            )
         return beside_weights(found, models.named_linears(model))
 
     def synchronize(self) -> None:

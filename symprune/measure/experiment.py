@@ -1,5 +1,6 @@
 """Models x seeds x subjects under one protocol, each question measured once and kept as a record."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from symprune.measure import dense_gate, executors
 from symprune.measure.bench import Bench
 from symprune.measure.protocol import Protocol
 from symprune.measure.questions import WindowLosses
+from symprune.measure.same_code import SameCode
 from symprune.methods.recipe import Recipe
 
 
@@ -35,13 +37,15 @@ class Cell:
 class Experiment:
     """A grid under a protocol; what a record depends on goes into its key, and nothing else.
 
-    Whatever is on record is not measured again; a subject that reads no calibration text is the same question
+    Whatever is on record is not measured again, unless other code would measure it otherwise (see
+    `symprune.measure.same_code`); a subject that reads no calibration text is the same question
     with every seed, and asked once.
     """
 
     def __init__(self, protocol: Protocol):
         self.protocol = protocol
         self.store = Store(paths.records(protocol.profile))
+        self._same_code = SameCode(self.store.folder)
         self._benches: dict[str, Bench] = {}
 
     def __getstate__(self) -> dict:
@@ -58,15 +62,16 @@ class Experiment:
 
         place = {subject: i for i, subject in enumerate(dict.fromkeys(subjects))}
         cells = self._cells(list(place), measurements or (WindowLosses(),))
+        self._judge(cells)
         executor = executor or executors.from_environment()
         if executor and not os.environ.get(REPLAY):
             executor(self.answer, list(cells), self._state)
         rows = []
         for done, cell in enumerate(cells):
-            announce(str(cell), done, len(cells))
+            announce(str(cell), done, len(cells), measured=self._state(cell) != "recorded")
             # Where an executor left one out, it is measured here, or waited for.
             rows += [(place[cell.subject], row) for row in cell.measurement.rows(self.answer(cell))]
-        announce("tables and figures", len(cells), len(cells))
+        announce("tables and figures", len(cells), len(cells), measured=False)
         return pd.DataFrame([row for _, row in sorted(rows, key=lambda placed: placed[0])])
 
     def record(self, model: str, subject: Any = None, seed: int = 0, measurement: Any = None) -> Record:
@@ -75,7 +80,10 @@ class Experiment:
 
     def answer(self, cell: Cell) -> Record:
         """The record of a cell, measured now if there is none."""
-        return self.store.get_or_run(self.question(cell), lambda: self._measure(cell))
+        self._judge([cell])
+        return self.store.get_or_run(
+            self.question(cell), lambda: self._measure(cell), functools.partial(self._same_code.trusts, cell)
+        )
 
     def question(self, cell: Cell) -> dict:
         """What the record of a cell is named by."""
@@ -94,14 +102,30 @@ class Experiment:
 
     def _state(self, cell: Cell) -> str:
         """ "recorded", "busy" while another process measures it, or "missing"."""
-        return self.store.state(self.question(cell))
+        return self.store.state(self.question(cell), functools.partial(self._same_code.trusts, cell))
+
+    def _judge(self, cells: Sequence[Cell]) -> None:
+        """What other code has on record of these cells is reused only where this code measures the same."""
+        found = [(cell, self.store.get(self.question(cell))) for cell in cells]
+        reused = [(cell, record) for cell, record in found if record is not None]
+        for record in self._same_code.judge(reused, self._measure):
+            self.store.put(record)
 
     def _measure(self, cell: Cell) -> dict:
         if isinstance(cell.subject, Recipe) and dense_gate.is_gated(cell.model, self.protocol):
             self.record(cell.model)  # on record only if it passed
-        return cell.measurement.measure(self._bench(cell.model), cell.subject, cell.seed)
+        return _short(cell.measurement.measure(self._bench(cell.model), cell.subject, cell.seed))
 
     def _bench(self, model: str) -> Bench:
         if model not in self._benches:
             self._benches[model] = Bench(self.protocol, model)
         return self._benches[model]
+
+
+def _short(metrics: Any) -> Any:
+    """Numbers in lists to nine digits, more than float32 has: records are published by the thousand."""
+    if isinstance(metrics, dict):
+        return {name: _short(of) for name, of in metrics.items()}
+    if isinstance(metrics, list):
+        return [float(f"{x:.9g}") if isinstance(x, float) else x for x in metrics]
+    return metrics

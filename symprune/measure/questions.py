@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -41,6 +41,7 @@ from symprune.methods.overlap import entropy_of_kept, jaccard
 from symprune.methods.recipe import Recipe, build, method_dict, method_label
 from symprune.methods.scores import SCORES
 from symprune.methods.stats import LayerStats
+from symprune.models.precision import as_calibrated, calibrating_in
 from symprune.pruning.prune import make_mask, score_linear
 from symprune.text.corpora import adds_bos
 from symprune.text.tasks import identity
@@ -142,7 +143,8 @@ class MaskOverlap:
     """How two masks agree and how evenly the first keeps; subject: a pair (recipe, reference) of recipes.
 
     Jaccard overlap, and normalised entropy over rows and columns, see `symprune.methods.overlap`: means over
-    the linears, and each linear's. Masks follow from statistics of the dense model; no weight is changed.
+    the linears, and each linear's unevenness, 1 - entropy, to four digits. Masks follow from statistics of
+    the dense model; no weight is changed.
     against: the protocol whose calibration makes the reference's masks, seed by seed (None: the same).
     Raises UserError unless both propagate "dense", ValueError unless there are as many seeds.
     """
@@ -152,7 +154,7 @@ class MaskOverlap:
     def question(self, bench: Bench, pair: tuple[Recipe, Recipe], seed: int) -> dict:
         """Model, and each side's recipe and calibration."""
         sides = [
-            {"recipe": recipe.to_dict(), "calibration": side.calibration_name(recipe.uses, side_seed)}
+            side.recipe_name(recipe, side_seed)
             for recipe, (side, side_seed) in zip(pair, self._sides(bench, seed), strict=True)
         ]
         return {"model": bench.model_name, **sides[0], "reference": sides[1]}
@@ -162,31 +164,31 @@ class MaskOverlap:
         """Both masks of one linear after the other; none is kept."""
         sides = zip(pair, self._sides(bench, seed), strict=True)
         of_sides = [(recipe, side.statistics(recipe.uses, its_seed)) for recipe, (side, its_seed) in sides]
-        measured = {}
+        overlaps: list[float] = []
+        uneven: dict[str, list[float]] = {"rows": [], "columns": []}
         for name, linear in models.named_linears(bench.loaded.pristine()).items():
-            weight = models.weight_view(linear)
+            with calibrating_in(bench.protocol.calibration_dtype):
+                weight = as_calibrated(models.weight_view(linear))
             mask, reference = (_mask(name, weight, stats[name], recipe) for recipe, stats in of_sides)
-            measured[name] = {
-                "jaccard": jaccard(mask, reference),
-                "entropy_rows": entropy_of_kept(mask, dim=0),
-                "entropy_columns": entropy_of_kept(mask, dim=1),
-            }
-        return {"linears": measured}
+            overlaps.append(jaccard(mask, reference))
+            for dim, lines in enumerate(("rows", "columns")):
+                uneven[lines].append(float(f"{1 - entropy_of_kept(mask, dim):.4g}"))
+        return {"jaccard": statistics.fmean(overlaps), "unevenness": uneven}
 
     def rows(self, record: Record) -> list[dict]:
-        """One row: means over the linears, and each linear's values in columns `linear_*`."""
+        """One row: means over the linears, and each linear's entropies in columns `linear_*`."""
         sides = record.run, record.run["reference"]
         recipe, reference = (Recipe.from_dict(side["recipe"]) for side in sides)
-        linears = record.metrics["linears"].values()
-        names = ("jaccard", "entropy_rows", "entropy_columns")
-        values = {name: [linear[name] for linear in linears] for name in names}
+        uneven = record.metrics["unevenness"]
+        entropies = {f"entropy_{lines}": [1 - x for x in of] for lines, of in uneven.items()}
         row = {
             **name_columns(record, recipe),
             "reference": reference.label,
             **calibration_columns(sides[0]["calibration"] or sides[1]["calibration"]),
             "dtype": record.run["model"]["dtype"],
-            **{name: statistics.fmean(of) for name, of in values.items()},
-            **{f"linear_{name}": of for name, of in values.items()},
+            "jaccard": record.metrics["jaccard"],
+            **{name: statistics.fmean(of) for name, of in entropies.items()},
+            **{f"linear_{name}": of for name, of in entropies.items()},
             **hyperparameter_columns("score", recipe.score),
             **hyperparameter_columns("refine", recipe.refine),
             **key_columns(record, recipe),
@@ -214,6 +216,7 @@ class ScoreTime:
 
     repeats: int = 7
     n_layers: int = 3
+    repeatable: ClassVar[bool] = False  # seconds of other code are measured anew, not compared
 
     def question(self, bench: Bench, scores: tuple, seed: int) -> dict:
         """Model, scores and rounds; the machine that was timed stands in the record beside them."""
@@ -272,8 +275,4 @@ def _mask(name: str, weight: Weight, stats: LayerStats | None, recipe: Recipe) -
 
 def pruned_name(bench: Bench, recipe: Recipe | None, seed: int) -> dict[str, Any]:
     """What the answer of a model that is pruned by a recipe (None: not at all) depends on."""
-    return {
-        "model": bench.model_name,
-        "recipe": recipe.to_dict() if recipe else None,
-        "calibration": bench.calibration_name(recipe.uses if recipe else frozenset(), seed),
-    }
+    return {"model": bench.model_name, **bench.recipe_name(recipe, seed)}

@@ -1,7 +1,8 @@
 """Rows of tables from records: what was asked in names that tables group by, beside what was measured."""
 
-import statistics
+from collections.abc import Sequence
 from dataclasses import fields
+from statistics import fmean
 from typing import Any
 
 from symprune.base.records import Record
@@ -50,8 +51,7 @@ def evaluation_columns(record: Record) -> dict:
 def loss_columns(metrics: dict) -> dict:
     """What was measured of every window, and the means; kl and agreement are None where none was measured."""
     means = {
-        name: statistics.fmean(of) if (of := metrics.get(f"window_{name}")) else None
-        for name in ("kl", "agreement")
+        name: fmean(of) if (of := metrics.get(f"window_{name}")) else None for name in ("kl", "agreement")
     }
     return {name: metrics[name] for name in ("perplexity", "perplexity_stderr", "window_losses")} | means
 
@@ -61,18 +61,22 @@ def key_columns(record: Record, recipe: Recipe | None) -> dict:
     return {"recipe_key": recipe.key if recipe else "dense", "record": record.key}
 
 
-def refinement_columns(linears: dict[str, dict]) -> dict:
+def totals(refined: Sequence[dict]) -> dict:
     """What a refinement did to a whole model: sums over its linears, and their mean of a row's mean error."""
-    if not linears:
+    if not refined:
         return {}
-    of = {
-        field: [linear[field] for linear in linears.values()]
-        for field in ("n_rows", "swaps", "error_before", "error_after")
+    of = {name: [linear[name] for linear in refined] for name in refined[0]}
+    sums = {name: sum(of[name]) for name in ("n_rows", "swaps")}
+    means = {name: fmean(of[name]) for name in ("error_before", "error_after")}
+    return {"n_linears": len(refined), **sums, "cycles": max(of["cycles"]), **means}
+
+
+def refinement_columns(refined: dict) -> dict:
+    """Columns of `totals`; nothing for a model that was not refined."""
+    columns = {
+        "n_rows": "rows refined",
+        "swaps": "swaps",
+        "error_before": "error before",
+        "error_after": "error after",
     }
-    before, after = (sum(of[field]) / len(linears) for field in ("error_before", "error_after"))
-    return {
-        "rows refined": sum(of["n_rows"]),
-        "swaps": sum(of["swaps"]),
-        "error before": before,
-        "error after": after,
-    }
+    return {column: refined[name] for name, column in columns.items()} if refined else {}

@@ -207,8 +207,32 @@ def _uniform_sum(
     """(n / tau) times the sum of tau entries of each line."""
     n = lines.shape[1]
     tau = sample_size(n, beta)
-    index = draw(lines.shape[0], n, tau, generator).to(lines.device)
+    if lines.device.type == "cpu":
+        index = draw(lines.shape[0], n, tau, generator)
+    else:
+        index = _drawn_before(draw, lines.shape[0], n, tau, generator).to(lines.device).long()
     return lines.gather(1, index).abs_().sum(dim=1) * (n / tau)
+
+
+_DRAWN: dict[tuple, tuple[Tensor, Tensor]] = {}  # what was drawn last, and the generator's state afterwards
+
+
+def _drawn_before(
+    draw: Callable, lines: int, n: int, tau: int, generator: Generator
+) -> Int[Tensor, "lines tau"]:
+    """What `draw` gives, as int32, drawn once for all weights of a shape.
+
+    Drawing takes a processor seconds where a GPU needs milliseconds for the rest. (On a processor each weight
+    draws anew: there it is part of what scoring costs.)
+    """
+    key = draw, lines, n, tau, generator.get_state().numpy().tobytes()
+    if key not in _DRAWN:
+        while len(_DRAWN) >= 12:  # rows and columns of six shapes
+            _DRAWN.pop(next(iter(_DRAWN)))
+        _DRAWN[key] = draw(lines, n, tau, generator).int(), generator.get_state()
+    index, state = _DRAWN[key]
+    generator.set_state(state)
+    return index
 
 
 def _importance_sum(

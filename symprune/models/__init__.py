@@ -20,11 +20,13 @@ from symprune.models.load import (
     locate,
     quiet_transformers,
 )
+from symprune.models.precision import calibrating_in
 
 __all__ = [
     "DTYPES",
     "EMBEDDED",
     "MASKS",
+    "calibrating_in",
     "copy_weights",
     "decoder_layers",
     "device_type",

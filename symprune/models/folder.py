@@ -122,3 +122,11 @@ def _tensors_of(file: Path) -> dict[str, Stored]:
             }
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{file} is not a readable safetensors file: fetch it again") from error
+
+
+def max_positions(folder: Path) -> int | None:
+    """The longest sequence that the model in a folder has positions for, if its config says so."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)

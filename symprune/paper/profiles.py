@@ -1,21 +1,39 @@
 """Profiles: how big, and where; the values that a run of the notebooks takes."""
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from types import GenericAlias, MappingProxyType
 from typing import Any
 
 import yaml
 
 from symprune.base import paths
 from symprune.base.errors import UserError, unknown
+from symprune.measure.protocol import Protocol, check_type
 
 SMOKE = "smoke"
 ALL = "all"  # the value of `notebooks` in a profile that runs every notebook; else it lists their names
 
 
-def load_profile(name: str) -> dict[str, Any]:
-    """The values in papermill_params/<name>.yaml.
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
-    Raises UserError unless it has exactly the keys of the smoke profile.
+# What a key takes that is no field of `Protocol`, where the smoke profile's own value does not tell.
+_TAKES: dict[str, Any] = {
+    "notebooks": str | Sequence[str],
+    "dense_lengths": Sequence[int],
+    "gammas": Sequence[float],
+    "zero_shot_limit": int | None,
+}
+
+
+def load_profile(name: str, settings: Mapping[str, Any] = NO_SETTINGS) -> dict[str, Any]:
+    """The values in papermill_params/<name>.yaml, with those of `settings` in their place.
+
+    With settings the profile is called <name>_set, or what they say of `profile`: what a profile is made of
+    and what was published of it stay as they are. Raises UserError unless the file has exactly the keys of
+    the smoke profile, and for a setting that is no key or of another type than the key takes.
     """
     profiles = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
     if SMOKE not in profiles:
@@ -24,17 +42,37 @@ def load_profile(name: str) -> dict[str, Any]:
         )
     if name not in profiles:
         raise unknown("profile", name, profiles)
-    values, keys = (_read_profile(paths.PARAMS / f"{n}.yaml") for n in (name, SMOKE))
+    values, smoke = (_read_profile(paths.PARAMS / f"{n}.yaml") for n in (name, SMOKE))
     for key in values:
-        if key not in keys:
-            raise unknown(f"key in papermill_params/{name}.yaml", key, keys)
-    if missing := sorted(set(keys) - set(values)):
+        if key not in smoke:
+            raise unknown(f"key in papermill_params/{name}.yaml", key, smoke)
+    if missing := sorted(set(smoke) - set(values)):
         raise UserError(
             f"papermill_params/{name}.yaml lacks {', '.join(missing)}: every profile has the same keys"
         )
     if values["profile"] != name:
         raise UserError(f"papermill_params/{name}.yaml says profile: {values['profile']}: it must say {name}")
+    for key in settings:
+        if key not in smoke:
+            raise unknown("key of a profile", key, smoke)
+    if settings:
+        values |= {"profile": f"{name}_set", **settings}
+        if values["profile"] in profiles or not re.fullmatch(r"[\w-]+", str(values["profile"])):
+            raise UserError(
+                f"profile {values['profile']!r} is no name for other settings: give one of letters and digits"
+                " that is no profile's"
+            )
+    for key, value in values.items():
+        check_type(key, value, _kind(key, smoke[key]))
     return values
+
+
+def _kind(key: str, example: Any) -> Any:
+    """What a key takes: as `Protocol` or `_TAKES` says, else what its value in the smoke profile is."""
+    kinds = {field.name: field.type for field in fields(Protocol)} | _TAKES
+    if key in kinds or not isinstance(example, list):
+        return kinds.get(key, type(example))
+    return GenericAlias(Sequence, (type(example[0]) if example else object,))
 
 
 def _read_profile(file: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,16 @@ from symprune.base.records import Record, Store, read_lines, write_lines
 from symprune.measure import executors
 from symprune.measure.executors import Ray, Shard
 from symprune.paper.notebooks import REPORT, execute, parameters_of, resolve_notebooks
-from symprune.paper.profiles import ALL, load_profile
+from symprune.paper.profiles import ALL, NO_SETTINGS, load_profile
 
 
 def reproduce(
-    wanted: Sequence[str], profile: str, show: bool = True, again: bool = False, executor: Ray | None = None
+    wanted: Sequence[str],
+    profile: str,
+    show: bool = True,
+    again: bool = False,
+    executor: Ray | None = None,
+    settings: Mapping[str, Any] = NO_SETTINGS,
 ) -> Path:
     """Execute notebooks with papermill under a profile, into results/<profile>/; returns the path of the HTML
     report.
@@ -30,9 +35,9 @@ def reproduce(
     A notebook takes from the profile what its parameters cell names. One that fails leaves its last good run
     in place. One that would do again what it did (same source, parameters and library, its records and
     figures still there, and no notebook before it executed) is passed over, unless `again`. executor: who
-    measures what their experiments ask (None: their kernels).
+    measures what their experiments ask (None: their kernels). settings: see `load_profile`.
     """
-    chosen = _chosen(wanted, profile)
+    profile, chosen = _chosen(wanted, profile, settings)
     before = {record.key for record in Store(paths.records(profile))}
     for position, (name, parameters) in enumerate(chosen.items(), start=1):
         title, stamp = f"[{position}/{len(chosen)}] {name}", Stamp(name, parameters, profile)
@@ -56,7 +61,13 @@ def reproduce(
     return write_report(profile)
 
 
-def measure_shard(wanted: Sequence[str], profile: str, shard: Shard, show: bool = True) -> Path:
+def measure_shard(
+    wanted: Sequence[str],
+    profile: str,
+    shard: Shard,
+    show: bool = True,
+    settings: Mapping[str, Any] = NO_SETTINGS,
+) -> Path:
     """Execute notebooks only to measure what they ask, as one of n processes at it; returns the folder of
     records they have in common.
 
@@ -64,7 +75,7 @@ def measure_shard(wanted: Sequence[str], profile: str, shard: Shard, show: bool 
     everything these notebooks ask is on record, see `Shard`: then `reproduce` draws and publishes it without
     measuring.
     """
-    chosen = _chosen(wanted, profile)
+    profile, chosen = _chosen(wanted, profile, settings)
     records = paths.records(profile)
     records.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -153,11 +164,13 @@ def write_report(profile: str) -> Path:
     return report
 
 
-def _chosen(wanted: Sequence[str], profile: str) -> dict[str, dict[str, Any]]:
-    """The parameters of each notebook (none wanted: of those that the profile lists), checked before one
-    runs.
+def _chosen(
+    wanted: Sequence[str], profile: str, settings: Mapping[str, Any]
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The profile's name, and the parameters of each notebook (none wanted: of those that the profile lists),
+    checked before one runs.
     """
-    values = load_profile(profile)
+    values = load_profile(profile, settings)
     listed = values.get("notebooks", ALL)
     chosen = {}
     for name in resolve_notebooks(wanted or ([] if listed == ALL else listed)):
@@ -166,7 +179,7 @@ def _chosen(wanted: Sequence[str], profile: str) -> dict[str, dict[str, Any]]:
             if parameter not in values:
                 raise unknown(f"parameter in notebook {name}", parameter, values)
         chosen[name] = {parameter: values[parameter] for parameter in parameters}
-    return chosen
+    return values["profile"], chosen
 
 
 def _variables(executor: Ray | Shard | None) -> dict[str, str]:

@@ -147,19 +147,10 @@ def judge_accuracy(claim: Claim, comparison: PairedAccuracy, of: str = "") -> Ve
     over = f"{comparison.n} examples" + (f" of {comparison.n_tasks} tasks" if comparison.n_tasks > 1 else "")
     over += f" and {comparison.n_draws} draws" if comparison.n_draws > 1 else ""
     note = f"{comparison.gained:.3g} gained, {comparison.lost:.3g} lost"
-    return Verdict(
-        claim.id,
-        of,
-        claim.text,
-        verdict,
-        *points,
-        unit="points",
-        over=over,
-        jointly=comparison.comparisons,
-        note=note + (f"; {ONE_DRAW}" if comparison.n_draws == 1 else ""),
-        side="higher",
-        power=None if comparison.detectable is None else 100 * comparison.detectable,
-    )
+    note += f"; {ONE_DRAW}" if comparison.n_draws == 1 else ""
+    words = "points", over, comparison.comparisons, (), note
+    power = None if comparison.detectable is None else 100 * comparison.detectable
+    return Verdict(claim.id, of, claim.text, verdict, *points, *words, side="higher", power=power)
 
 
 def judge_all(
@@ -265,6 +256,14 @@ def _judged(claim: Claim, comparison: Paired | PairedAccuracy, of: str) -> Verdi
     if isinstance(comparison, PairedAccuracy):
         return judge_accuracy(claim, comparison, of)
     return judge(claim, comparison, of) if claim.margin is None else judge_close(claim, comparison, of)
+
+
+def expect(holds: Any, what: str) -> None:
+    """Print `what` as unexpected unless it holds, and go on: a surprising number is a finding, and no reason
+    to lose a run.
+    """
+    if not holds:
+        print(f"unexpected, not so here: {what}")
 
 
 def _of_ratio(claim: Claim, of: str, verdict: str, comparison: Paired) -> Verdict:

@@ -14,6 +14,7 @@ from symprune.models.causal import require_causal
 from symprune.models.devices import require_memory
 from symprune.models.experts import experts_calling
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
+from symprune.models.precision import calibration_dtype, computing_in, tensors_of
 from symprune.pruning.runner import (
     LayerRunner,
     check_windows,
@@ -145,6 +146,15 @@ def _observed(
     linears: Mapping[str, nn.Module], observe: Callable[[str, Tensor, Tensor], None]
 ) -> Iterator[None]:
     """Inside, `observe` is told the name, the inputs and the outputs of every forward of the linears."""
+    with _hooked(linears, observe), experts_calling(linears.values()):
+        yield
+
+
+@contextlib.contextmanager
+def _hooked(
+    linears: Mapping[str, nn.Module], observe: Callable[[str, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """`_observed` for linears that are called already: experts called by two would count twice."""
     handles = []
 
     def hook(name: str):
@@ -153,8 +163,7 @@ def _observed(
     try:
         for name, linear in linears.items():
             handles.append(linear.register_forward_hook(hook(name)))
-        with experts_calling(linears.values()):
-            yield
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -193,14 +202,16 @@ def _accumulate_with_gradients(model: nn.Module, windows: Windows, uses: Collect
     linears = named_linears(model)
     check_windows(model, windows)
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    dtype = calibration_dtype(next(model.parameters()))
+    widened = computing_in(dtype, tensors_of(model))  # as a whole: the backward reads the weights again
     try:
         model.requires_grad_(False)  # only activations carry gradients: no memory for those of the weights
-        with collecting(linears, set(uses) - {"output_norm"}) as sums, torch.enable_grad():
+        with widened, collecting(linears, set(uses) - {"output_norm"}) as sums, torch.enable_grad():
 
             def observe(name: str, inputs: Tensor, outputs: Tensor) -> None:
                 outputs.register_hook(lambda gradient: sums.add_outputs(name, gradient))
 
-            with _observed(linears, observe):
+            with _hooked(linears, observe):
                 for window in track(windows, "calibrating with gradients"):
                     ids = window[None].to(entrance(model))
                     embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()

@@ -10,6 +10,7 @@ from symprune.base.errors import UserError
 from symprune.base.types import Windows
 from symprune.models.devices import memory_of
 from symprune.models.layers import decoder_layers, linears_by_layer, weight_view
+from symprune.models.precision import calibration_dtype
 
 GIB = 2**30
 AUTO = "auto"
@@ -60,8 +61,9 @@ class Shape:
 class Cost:
     """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens.
 
-    itemsize: bytes of a weight. passes: over the decoder layers, 2 for propagation "pruned", 1 for "dense", 0
-    for scores that read no statistics. merged: bytes of the largest tensor that a checkpoint holds in parts.
+    itemsize: bytes of a weight; computed: of a number that calibration computes with, if wider. passes: over
+    the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics.
+    merged: bytes of the largest tensor that a checkpoint holds in parts.
     """
 
     shape: Shape
@@ -73,6 +75,17 @@ class Cost:
     gram: bool = False
     keep_masks: bool = False
     merged: int = 0
+    computed: int = 0
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number that calibration computes with."""
+        return max(self.itemsize, self.computed)
+
+    @property
+    def widened(self) -> int:
+        """The copy of a decoder layer in which calibration runs it, if that is wider than the weights."""
+        return self.shape.layer * self.number if self.passes and self.number > self.itemsize else 0
 
     @property
     def weights(self) -> int:
@@ -87,13 +100,13 @@ class Cost:
     @property
     def hidden(self) -> int:
         """The hidden states of all windows between two decoder layers."""
-        return self.n_windows * self.seq_len * self.shape.hidden_size * self.itemsize if self.passes else 0
+        return self.n_windows * self.seq_len * self.shape.hidden_size * self.number if self.passes else 0
 
     @property
     def activations(self) -> int:
         """What enters and leaves the linears of a decoder layer for one batch, and what lies between them."""
         per_token = sum(d_out for d_out, _ in self.shape.widths) + 4 * self.shape.hidden_size
-        return self.batch_size * self.seq_len * per_token * self.itemsize if self.passes else 0
+        return self.batch_size * self.seq_len * per_token * self.number if self.passes else 0
 
     @property
     def inputs(self) -> list[int]:
@@ -121,7 +134,7 @@ class Cost:
     def scoring(self) -> int:
         """Scores and mask of the largest linear, and the masks of its decoder layer."""
         sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
-        return _SCORING * max(sizes) + sum(sizes)
+        return _SCORING * max(self.number, 4) // 4 * max(sizes) + sum(sizes)
 
     @property
     def masks(self) -> int:
@@ -131,7 +144,7 @@ class Cost:
     @property
     def in_memory(self) -> int:
         """Peak with the whole model in memory."""
-        return self.weights + self.hidden + self.grams + max(self.activations, self.scoring)
+        return self.weights + self.hidden + self.grams + max(self.activations + self.widened, self.scoring)
 
     def streamed(self, spilled: bool) -> int:
         """Peak with one decoder layer in memory; spilled: hidden states are on disk but for a batch."""
@@ -141,10 +154,12 @@ class Cost:
             else self.hidden
         )
         reading = max(d_out * d_in for d_out, d_in in self.shape.widths) * self.itemsize
-        entering = (self.shape.entrance * self.itemsize if self.passes else 0) + self.layer + self.merged
-        pruning = (
-            self.layer + self.grams + max(self.activations, self.scoring, reading, self.merged) + self.masks
+        copied = self.itemsize + (self.number if self.widened else 0)  # an embedding and what it computes in
+        entering = (
+            (self.shape.entrance * copied if self.passes else 0) + self.layer + self.widened + self.merged
         )
+        working = max(self.activations + self.widened, self.scoring, reading, self.merged)
+        pruning = self.layer + self.grams + working + self.masks
         return hidden + max(entering, pruning, 3 * self.masks)  # being saved, masks are copied twice
 
     @property
@@ -182,8 +197,9 @@ def batch_size_of(
         return requested
     shape, seq_len = Shape.of(model), windows.shape[1]
     device = torch.device(device or model.get_input_embeddings().weight.device)
-    itemsize = next(model.parameters()).element_size()
-    one = Cost(shape, 1, seq_len, itemsize)
+    weight = next(model.parameters())
+    itemsize, computed = weight.element_size(), (calibration_dtype(weight) or weight.dtype).itemsize
+    one = Cost(shape, 1, seq_len, itemsize, computed=computed)
     a_window = one.activations + logits * seq_len * shape.vocabulary * itemsize
     room = memory_of(device) - one.weights if room is None else room
     tokens = _TOKENS_ON_A_GPU if device.type == "cuda" else _TOKENS_ELSEWHERE
@@ -229,20 +245,26 @@ def plan(cost: Cost, budget: int | None, dtype: torch.dtype = torch.float32, dev
         )
     disk = cost.weights + cost.masks + (cost.hidden if spill else 0)
     copying = 2 * cost.weights + (2 * cost.shape.n_layers * cost.passes * cost.hidden if spill else 0)
-    seconds = (
-        cost.operations / _operations_per_second(dtype, device)
-        + copying / 1e9
-        + cost.shape.linears * 40 / 4e9
-    )
-    return Plan(cost, spill, base, memory, disk, seconds)
+    return Plan(cost, spill, base, memory, disk, seconds_of(cost, dtype, device) + copying / 1e9)
+
+
+def seconds_of(cost: Cost, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
+    """Seconds of the passes over the decoder layers, at the rate of a product here and now, and of the masks.
+
+    A refinement is not in it, and no sampling of norms.
+    """
+    passes = cost.operations / _operations_per_second(dtype, device) if cost.passes else 0.0
+    return passes + cost.shape.linears * 40 / (4e9 if device == "cpu" else 1e12)
 
 
 def _operations_per_second(dtype: torch.dtype, device: str) -> float:
     """Of a product of the size of a linear's, here and now."""
-    a = torch.ones(512, 1024, dtype=dtype, device=device)
-    b = torch.ones(1024, 1024, dtype=dtype, device=device)
+    rows, width = (512, 1024) if device == "cpu" else (4096, 4096)  # what keeps a GPU busy
+    a = torch.ones(rows, width, dtype=dtype, device=device)
+    b = torch.ones(width, width, dtype=dtype, device=device)
+    (a @ b).sum().item()  # the first call loads libraries
     start, n = time.perf_counter(), 0
     while n < 3 or time.perf_counter() - start < 0.1:
         (a @ b).sum().item()
         n += 1
-    return n * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start)
+    return n * 2 * rows * width * width / (time.perf_counter() - start)

@@ -27,6 +27,7 @@ from symprune.models.layers import (
     role,
     weight_view,
 )
+from symprune.models.precision import as_calibrated, calibration_dtype
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.journal import Journal, Resumed, hash_tensors
 from symprune.pruning.report import PrunedLayer, PrunedLinear, PruneReport
@@ -55,8 +56,15 @@ def prune(
     calibrated on what it will receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense
     model. batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`). work: a folder that
     records each finished decoder layer; after a kill the same call on the dense model continues there and
-    ends with the same masks. Raises UserError, before anything is changed, for a model that is not causal, a
-    width the pattern cannot take, a broken weight, missing statistics, or a work folder of another run.
+    ends with the same masks.
+
+    Calibration, scores and refinements are computed in the weights' dtype (scores at least in float32), where
+    a last bit may decide: the same machine gives the same masks again, another processor gives other ones in
+    a few weights of a million, and after propagation a perplexity that is off by some percent. Inside
+    `calibrating_in("float64")` masks are the same everywhere, for about 1.5 times the time on a CPU.
+
+    Raises UserError, before anything is changed, for a model that is not causal, a width the pattern cannot
+    take, a broken weight, missing statistics, or a work folder of another run.
     """
     layers = linears_by_layer(model)
     check_layers(layers, calibration, recipe, propagate)
@@ -165,7 +173,7 @@ def make_mask(
 def _mask_linear(
     name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe
 ) -> tuple[Mask, PrunedLinear]:
-    weight = weight_view(linear)
+    weight = as_calibrated(weight_view(linear))
     mask, refined = make_mask(name, weight, score_linear(recipe.score, weight, stats), stats, recipe)
     return mask, PrunedLinear(
         name,
@@ -193,6 +201,7 @@ def check_layers(
     for name, linear in linears.items():
         try:
             recipe.pattern.check(*weight_view(linear).shape)
+            calibration_dtype(linear.weight)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     if not recipe.uses:
@@ -230,6 +239,7 @@ def _question(
         "weights": hash_tensors(model.state_dict()),
         "recipe": f"{recipe.label} ({recipe.key})",
         "dtype": str(parameter.dtype).removeprefix("torch."),
+        "calibration dtype": str(calibration_dtype(parameter)).removeprefix("torch."),
         "device": parameter.device.type,
         "torch": torch.__version__,
     }

@@ -13,6 +13,13 @@ from symprune.base.errors import UserError
 from symprune.base.types import Windows
 from symprune.models.devices import require_memory
 from symprune.models.layers import decoder_layers, max_seq_len
+from symprune.models.precision import (
+    calibration_dtype,
+    computing_in,
+    outside_layers,
+    tensors_of,
+    whole_computing_in,
+)
 from symprune.pruning.cost import batch_size_of
 
 
@@ -114,12 +121,14 @@ class LayerRunner:
         self._calls: list[Calls] = []  # batch by batch
         first: dict[int, tuple[Calls, list]] = {}  # by batch size: masks and positions have its shape
         device = entrance(model)
-        for batch in windows.split(batch_size_of(batch_size, model, windows)):
-            calls, besides = first.get(len(batch), (None, []))
-            entering, calls = _enter(model, batch.to(device), calls, besides)
-            self.hidden.append(entering)
-            self._calls.append(calls)
-            first.setdefault(len(batch), (calls, besides))
+        self._dtype = calibration_dtype(next(model.parameters()))
+        with computing_in(self._dtype, outside_layers(model)):
+            for batch in windows.split(batch_size_of(batch_size, model, windows)):
+                calls, besides = first.get(len(batch), (None, []))
+                entering, calls = _enter(model, batch.to(device), calls, besides)
+                self.hidden.append(entering)
+                self._calls.append(calls)
+                first.setdefault(len(batch), (calls, besides))
 
     @torch.no_grad()
     def run(self, index: int, keep: bool = True) -> None:
@@ -127,11 +136,13 @@ class LayerRunner:
 
         Otherwise nothing that the layer computes is left behind.
         """
-        for position, (hidden, calls) in enumerate(zip(self.hidden, self._calls, strict=True)):
-            args, kwargs = calls.of(index, keep)
-            out = self.layers[index](hidden, *args, **kwargs)
-            if keep:
-                self.hidden[position] = _hidden(out)
+        layer = self.layers[index]
+        with computing_in(self._dtype, tensors_of(layer)):
+            for position, (hidden, calls) in enumerate(zip(self.hidden, self._calls, strict=True)):
+                args, kwargs = calls.of(index, keep)
+                out = layer(hidden, *args, **kwargs)
+                if keep:
+                    self.hidden[position] = _hidden(out)
 
 
 @torch.no_grad()
@@ -172,8 +183,9 @@ def tell_whole(model: nn.Module, propagate: str) -> None:
 @torch.no_grad()
 def run_whole(model: nn.Module, windows: Windows, batch_size: int | str = 1) -> None:
     """A plain forward of the model over all windows, for whatever listens to it."""
-    for batch in windows.split(batch_size_of(batch_size, model, windows)):
-        model(input_ids=batch.to(entrance(model)), use_cache=False)
+    with whole_computing_in(calibration_dtype(next(model.parameters())), model):
+        for batch in windows.split(batch_size_of(batch_size, model, windows)):
+            model(input_ids=batch.to(entrance(model)), use_cache=False)
 
 
 def check_windows(model: nn.Module, windows: Windows, in_memory: bool = True) -> None:
@@ -192,7 +204,8 @@ def check_windows(model: nn.Module, windows: Windows, in_memory: bool = True) ->
     check_token_ids(model, int(windows.min()), int(windows.max()))
     if in_memory and (device := entrance(model)).type == "cpu":
         width = model.config.get_text_config(decoder=True).hidden_size
-        needed = n_windows * seq_len * width * next(model.parameters()).element_size()
+        own = next(model.parameters())
+        needed = n_windows * seq_len * width * (calibration_dtype(own) or own.dtype).itemsize
         what = f"the hidden states of {n_windows} windows of {seq_len} tokens"
         require_memory(needed, device, what, "lower n_calib or seq_len")
 
@@ -233,7 +246,8 @@ def _enter(model: nn.Module, batch: Tensor, like: Calls | None, besides: list) -
             if len(calls) == len(layers):
                 raise _Stop
             if not besides:
-                out = forward(hidden, *args, **kwargs)
+                with computing_in(calibration_dtype(next(model.parameters())), tensors_of(layers[0])):
+                    out = forward(hidden, *args, **kwargs)
                 besides.append(None if isinstance(out, Tensor) else out[1:])
                 return out
             return hidden if besides[0] is None else (hidden, *besides[0])

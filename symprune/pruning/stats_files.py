@@ -27,7 +27,7 @@ from symprune.base.errors import UserError
 from symprune.base.files import short_sha256
 from symprune.methods import stats
 from symprune.methods.stats import LayerStats, LinearSums, Moments, Sum
-from symprune.models import experts, layers
+from symprune.models import experts, layers, precision
 from symprune.models.devices import device_type
 from symprune.models.load import DTYPES
 from symprune.pruning import calibrate, runner
@@ -89,7 +89,8 @@ def asked(
         "gathered": gathered,
     }
     side = {"output_side": output_side} if "output_norm" in gathered else {}
-    return question | side | {"batch_size": batch_size, "torch": torch.__version__, "code": _code()}
+    wider = {"calibration_dtype": name} if (name := precision.calibration_dtype_name()) else {}
+    return question | side | wider | {"batch_size": batch_size, "torch": torch.__version__, "code": _code()}
 
 
 def merge(calibrations: Sequence[Calibration]) -> Calibration:
@@ -234,4 +235,4 @@ def _checksum(header: dict, tensors: Mapping[str, Tensor]) -> str:
 
 def _code() -> str:
     """A hash of the code that gathers: sums of another version of it are not these."""
-    return short_sha256(map(inspect.getsource, (calibrate, runner, stats, layers, experts)))
+    return short_sha256(map(inspect.getsource, (calibrate, runner, stats, layers, experts, precision)))

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import time
 from collections.abc import Iterator, MutableSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from symprune.methods.recipe import Recipe
 from symprune.models.devices import ALL_GPUS, memory_of
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
 from symprune.models.load import DTYPES, locate, require_readable
+from symprune.models.precision import calibration_dtype
 from symprune.pruning.checkpoint import Checkpoint, Writer, skeleton
 from symprune.pruning.cost import Cost, Shape, batch_size_of, plan
 from symprune.pruning.packed_masks import PackedMasks
@@ -94,8 +95,10 @@ class StreamedRun:
         sizes = (0, 0) if windows is None else windows.shape
         gram = "gram" in recipe.uses
         merged = self._checkpoint.largest_merge
+        wider = calibration_dtype(next(self.model.parameters()))
         cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, gram, how.keep_masks, merged)
-        self.plan = plan(cost, how.memory, DTYPES[how.dtype], how.device)
+        cost = replace(cost, computed=wider.itemsize if wider else 0)
+        self.plan = plan(cost, how.memory, wider or DTYPES[how.dtype], how.device)
 
     @contextlib.contextmanager
     def into(self, out: Path | str) -> Iterator[tuple[Path, PruneReport]]:

@@ -23,6 +23,7 @@ from symprune.base.types import Mask
 from symprune.methods.refine.refinement import Refinement
 
 ENTRIES_PER_PART = 2**18  # of a weight, worked on at a time: they stay in the processor's cache
+_ON_A_GPU = 2**24  # its launches cost more than its memory: as many as fit beside what scoring takes
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ def refine(
     refined, rows = mask.flatten().clone(), torch.arange(d_out, device=mask.device)
     cycles = torch.zeros_like(rows)
     before, after = torch.zeros(2, d_out, dtype=torch.float64, device=mask.device)
+    entries = ENTRIES_PER_PART if mask.device.type == "cpu" else _ON_A_GPU
     while len(rows):
-        parts = rows.split(max(1, ENTRIES_PER_PART // d_in))
+        parts = rows.split(max(1, entries // d_in))
         swaps = Swaps.cat(swap_lists(criteria(part), width, limits.max_cycles, block) for part in parts)
         taken, error, ran_out = walk(swaps, limits)
         undecided = ran_out & (width < d_in)

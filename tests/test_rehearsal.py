@@ -1,0 +1,77 @@
+"""The profiles that need a GPU and the hub, rehearsed on a processor.
+
+Every model id is answered by a tiny model of its family, every corpus and task by a few rows, so that on the
+day with a GPU nothing is found but numbers.
+"""
+
+import hub
+import jupytext
+import pytest
+
+from symprune import Recipe, UserError, Wanda
+from symprune.base import paths
+from symprune.measure import Accuracy, Experiment, Protocol, WindowLosses
+from symprune.paper.notebooks import notebook_names
+from symprune.paper.profiles import load_profile
+from symprune.paper.reproduce import reproduce
+
+PROFILES = ("gpu", "gpu_open")
+
+
+def smaller(name: str) -> dict:
+    """The profile with 1/32 of every length, few draws, and no GPU: nothing else is another."""
+    whole = load_profile(name)
+    lengths = {key: [n // hub.SCALE for n in whole[key]] for key in ("dense_lengths", "calibration_lengths")}
+    few = {"n_calib": 2, "n_eval": 2, "seeds": [0, 1], "zero_shot_limit": 3, "calibration_sizes": [1, 2]}
+    seq_len = whole["seq_len"] // hub.SCALE
+    return {"profile": f"rehearsed_{name}", "device": "cpu", "seq_len": seq_len, **lengths, **few}
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory):
+    """Every model of both profiles."""
+    folder = tmp_path_factory.mktemp("hub")
+    hub.write(folder, list(dict.fromkeys(name for p in PROFILES for name in load_profile(p)["models"])))
+    return folder
+
+
+@pytest.fixture
+def rehearsed(mirror, tmp_path, monkeypatch):
+    """Models and data from the folder alone, results into another."""
+    monkeypatch.setenv("SYMPRUNE_DATA", str(mirror))
+    monkeypatch.setenv("SYMPRUNE_OUTPUT", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))  # of the kernels
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:no dense perplexity is stored")
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_model_of_a_profile_is_measured_on_the_hubs_texts_and_tasks(rehearsed, name):
+    values = load_profile(name, smaller(name) | {"seeds": [0]})
+    experiment = Experiment(Protocol.of(values))
+    rows = experiment.run([None, Recipe(Wanda())], WindowLosses(), Accuracy("boolq", limit=2))
+    assert set(rows["model"]) == set(values["models"])
+    assert rows["perplexity"].count() == 2 * len(values["models"])
+    assert rows["acc"].count() == 2 * len(values["models"])
+
+
+def test_a_window_length_leaves_out_the_models_that_have_fewer_positions(rehearsed):
+    values = load_profile("gpu", smaller("gpu"))
+    short, long = Protocol.of(values).over_whole_splits(values["dense_lengths"])
+    assert (short.eval_seq_len, long.eval_seq_len, short.n_eval) == (64, 128, None)
+    assert set(short.models) - set(long.models) == {"facebook/opt-1.3b"}
+    with pytest.raises(UserError, match="above the 64 positions of OPTForCausalLM"):
+        Experiment(Protocol.of(values, models=["facebook/opt-1.3b"], seq_len=128)).run([None])
+    assert Protocol.of(values, models=["facebook/opt-1.3b"]).over_whole_splits([128]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("notebook", notebook_names())
+def test_a_notebook_runs_from_end_to_end(rehearsed, name, notebook):
+    reproduce([notebook], name, show=False, settings=smaller(name))
+    written = rehearsed / "results" / f"rehearsed_{name}" / f"{notebook}.ipynb"
+    cells = [cell for cell in jupytext.read(written).cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert paths.figures(f"rehearsed_{name}").is_dir() or notebook.startswith(("00", "99"))
