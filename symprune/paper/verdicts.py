@@ -15,6 +15,7 @@ from symprune.paper.compare import ONE_DRAW, Paired, PairedAccuracy, paired
 
 NOT_RUN = "not run here"
 VERDICTS = ("reproduced", "not reproduced", "undecided", NOT_RUN)
+BOUNDLESS = 1e6  # an effect above it is no bound: that of a single article, which says nothing of others
 _SHOWN = ["of", "claim", "verdict", "evidence"]
 
 
@@ -268,12 +269,15 @@ def expect(holds: Any, what: str) -> None:
 
 def _of_ratio(claim: Claim, of: str, verdict: str, comparison: Paired) -> Verdict:
     effects = (ratio - 1 for ratio in (comparison.ratio, comparison.low, comparison.high))
-    over, draws = f"{comparison.n} {comparison.over}", tuple(ratio - 1 for ratio in comparison.draws)
+    units = comparison.over.replace("s", "", 1) if comparison.n == 1 else comparison.over
+    over, draws = f"{comparison.n} {units}", tuple(ratio - 1 for ratio in comparison.draws)
     words = comparison.what, over, comparison.comparisons, draws, comparison.note
     return Verdict(claim.id, of, claim.text, verdict, *effects, *words)
 
 
 def _shown(value: float, unit: str, sign: str = "") -> str:
+    if value >= BOUNDLESS:
+        return "any height"
     return f"{value:{sign}.1f}" if unit == "points" else f"{value:{sign}.1%}"
 
 
