@@ -38,6 +38,11 @@ def table() -> str:
     """
     columns = {size: Cost(shape(size), 128, 2048, itemsize=2) for size in MODELS}
     grams = {size: Cost(cost.shape, 128, 2048, itemsize=2, gram=True) for size, cost in columns.items()}
+    refit = {size: Cost(cost.shape, 128, 2048, itemsize=2, iterations=30) for size, cost in columns.items()}
+    both = {
+        size: Cost(cost.shape, 128, 2048, itemsize=2, iterations=50, gradients=True)
+        for size, cost in columns.items()
+    }
     rows = {
         "parameters, billions": [f"{c.shape.parameters / 1e9:.1f}" for c in columns.values()],
         "weights, GiB": [f"{c.weights / GIB:.1f}" for c in columns.values()],
@@ -52,6 +57,15 @@ def table() -> str:
         "Gram matrices of a decoder layer, GiB": [f"{c.grams / GIB:.1f}" for c in grams.values()],
         "operations, 10^15": [f"{c.operations / 1e15:.1f}" for c in columns.values()],
         "operations with Gram matrices, 10^15": [f"{c.operations / 1e15:.1f}" for c in grams.values()],
+        "refit being computed, GiB": [f"{c.updating / GIB:.1f}" for c in refit.values()],
+        "refit on both sides being computed, GiB": [f"{c.updating / GIB:.1f}" for c in both.values()],
+        "Gram matrices of all gradients, GiB": [f"{c.gradient_grams / GIB:.0f}" for c in both.values()],
+        "operations of a refit (30 iterations), 10^15": [
+            f"{c.update_operations / 1e15:.1f}" for c in refit.values()
+        ],
+        "operations of a refit on both sides (50 iterations), 10^15": [
+            f"{c.update_operations / 1e15:.1f}" for c in both.values()
+        ],
     }
     lines = ["| | " + " | ".join(MODELS) + " |", "|---|" + "---:|" * len(MODELS)]
     return "\n".join([*lines, *(f"| {name} | {' | '.join(values)} |" for name, values in rows.items())])

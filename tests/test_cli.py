@@ -35,6 +35,7 @@ COMMANDS = [
     "fetch",
     "reproduce",
     "verify-report",
+    "verify-records",
     "render",
     "doctor",
 ]

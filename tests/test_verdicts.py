@@ -358,14 +358,14 @@ def test_verdicts_are_gathered_on_a_page_by_notebook(folder):
     assert verdict_page(load_verdicts("none")) == "**no verdicts yet**"
 
 
-def test_models_are_named_where_there_are_several(folder):
-    of_two = [Verdict("a", "2:4", "c", "undecided", model=model) for model in ("one", "two")]
-    assert save_verdicts(of_two, "test", "02_perplexity")["of"].tolist() == ["one, 2:4", "two, 2:4"]
-    assert save_verdicts(of_two[:1], "test", "02_perplexity")["of"].tolist() == ["2:4"]
-
-
 def test_what_is_not_as_expected_is_printed_and_nothing_stops(capsys):
     expect(True, "more removed, more lost")
     assert capsys.readouterr().out == ""
     expect(False, "more removed, more lost")
     assert capsys.readouterr().out == "unexpected, not so here: more removed, more lost\n"
+
+
+def test_models_are_named_where_there_are_several(folder):
+    of_two = [Verdict("a", "2:4", "c", "undecided", model=model) for model in ("one", "two")]
+    assert save_verdicts(of_two, "test", "02_perplexity")["of"].tolist() == ["one, 2:4", "two, 2:4"]
+    assert save_verdicts(of_two[:1], "test", "02_perplexity")["of"].tolist() == ["2:4"]

@@ -1,5 +1,5 @@
 """The `symprune` command: prune, eval, calibrate, merge, apply, verify, diff, fetch, reproduce,
-verify-report, render, doctor.
+verify-report, verify-records, render, doctor.
 """
 
 import argparse
@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--score",
         default=Default("ria"),
-        help="a score, with hyperparameters if wanted: wanda, 'ria(alpha=1.0)' (default: %(default)s)",
+        help="a score, with hyperparameters if wanted: wanda, 'ria(alpha=1.0)'; or sparsegpt, which chooses"
+        " the mask itself (default: %(default)s)",
     )
     p.add_argument(
         "--pattern",
@@ -74,7 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--refine",
         default=Default("none"),
-        help="a training-free refinement of the mask: dsnot, r2dsnot (default: %(default)s)",
+        help="a training-free refinement of the mask: dsnot, r2dsnot, exact_swap (default: %(default)s)",
+    )
+    p.add_argument(
+        "--update",
+        default=Default("none"),
+        help="what happens to the weights that stay: refit, symmetric_refit, sequential (default:"
+        " %(default)s)",
     )
     p.add_argument(
         "--propagate",
@@ -95,7 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--statistics",
         metavar="FILE",
-        help="statistics of `symprune calibrate` or `merge`, instead of windows",
+        help="statistics of `symprune calibrate` or `merge`, instead of windows; with --propagate pruned,"
+        " their gradients beside windows",
     )
     p.add_argument(
         "--stream",
@@ -148,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--gather",
         default=Default(""),
-        help="what is not gathered unless asked for: output_norm, gram, or both with a comma",
+        help="what is not gathered unless asked for: output_norm, gram, gradient_gram, with commas between",
     )
     p.add_argument(
         "--output-side",
@@ -272,6 +280,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Draw every table, figure and verdict of a profile again from its published records"
         " alone, and compare.",
         example="verify-report --profile cpu",
+    )
+    command(
+        "reproducing.run_verify_records",
+        profile,
+        help="measure a sample of a profile's records again",
+        description="Measure again a record of each score, pattern, refinement and measurement of a profile,"
+        " and compare: to the bit on the processor on record, within 0.1 % elsewhere.",
+        example="verify-records --profile cpu",
     )
     command(
         "reproducing.run_render",

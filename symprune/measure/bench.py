@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -206,6 +207,8 @@ class Bench:
         }
         if recipe.refine:
             pruning["refined"] = totals([linear.refined for linear in report.linears if linear.refined])
+        if updated := [linear.updated for linear in report.linears if linear.updated]:
+            pruning["updated"] = {name: fmean(of[name] for of in updated) for name in updated[0]}
         return pruning
 
     def statistics(self, uses: frozenset[str], seed: int) -> dict[str, LayerStats | None]:
@@ -219,7 +222,10 @@ class Bench:
         held_seed, held, _ = self._statistics or (None, frozenset(), {})
         if held_seed != seed or not uses <= held:
             wanted = uses | (held if held_seed == seed else frozenset())
-            wanted -= {"gram"} - uses  # Gram matrices are too large to keep for recipes that do not read them
+            wanted -= {
+                "gram",
+                "gradient_gram",
+            } - uses  # Gram matrices are too large to keep for recipes that do not read them
             self._statistics = seed, wanted, self._gathered_or_kept(model, wanted, seed)
         return self._statistics[2]
 
@@ -229,7 +235,7 @@ class Bench:
         how = {"output_side": p.output_side, "batch_size": p.batch_size}
         where = {"dtype": p.dtype, "device": p.device, "seq_len": p.seq_len}
         with calibrating_in(p.calibration_dtype):
-            if "gram" in uses:
+            if uses & {"gram", "gradient_gram"}:
                 return gather(model, windows, uses, **how)
             found = stats_files.remembered(
                 paths.statistics(),

@@ -42,7 +42,7 @@ from symprune.methods.recipe import Recipe, build, method_dict, method_label
 from symprune.methods.scores import SCORES
 from symprune.methods.stats import LayerStats
 from symprune.models.precision import as_calibrated, calibrating_in
-from symprune.pruning.prune import make_mask, score_linear
+from symprune.pruning.prune import make_mask
 from symprune.text.corpora import adds_bos
 from symprune.text.tasks import identity
 
@@ -270,7 +270,7 @@ class ScoreTime:
 
 
 def _mask(name: str, weight: Weight, stats: LayerStats | None, recipe: Recipe) -> Mask:
-    return make_mask(name, weight, score_linear(recipe.score, weight, stats), stats, recipe)[0]
+    return make_mask(name, weight, stats, recipe)[0]
 
 
 def pruned_name(bench: Bench, recipe: Recipe | None, seed: int) -> dict[str, Any]:

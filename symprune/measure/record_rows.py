@@ -26,6 +26,7 @@ def name_columns(record: Record, recipe: Recipe | None) -> dict:
         "method": method_label(recipe.score) if recipe else "dense",
         "refine": (method_label(recipe.refine) if recipe.refine else "none") if recipe else "dense",
         "pattern": pattern_label(recipe.pattern) if recipe else "dense",
+        **({"update": method_label(recipe.update)} if recipe and recipe.update else {}),
     }
 
 

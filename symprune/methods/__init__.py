@@ -17,6 +17,7 @@ from symprune.methods.scores import (
     Wanda,
 )
 from symprune.methods.stats import LayerStats, StatsAccumulator
+from symprune.methods.update import Refit, Sequential, SparseGPT, SymmetricRefit
 
 __all__ = [
     "NM",
@@ -32,10 +33,14 @@ __all__ = [
     "OWanda",
     "R2DSnoT",
     "Recipe",
+    "Refit",
+    "Sequential",
+    "SparseGPT",
     "StatsAccumulator",
     "StochRIA",
     "SymWanda",
     "Symmetric",
+    "SymmetricRefit",
     "Unstructured",
     "Wanda",
 ]

@@ -18,6 +18,7 @@ _TOKENS_ON_A_GPU = 16384  # of one forward pass: ours, by arithmetic
 _TOKENS_ELSEWHERE = 512  # ours: benchmarks/batch_size.py
 # bytes per weight of the largest linear: float32 copies of weight and scores, a selection, masks
 _SCORING = 24
+_UPDATING, _UPDATED_AT_ONCE = 8, 2**22  # numbers for a weight being updated; so many if rows are apart
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Cost:
 
     itemsize: bytes of a weight; computed: of a number that calibration computes with, if wider. passes: over
     the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics.
-    merged: bytes of the largest tensor that a checkpoint holds in parts.
+    merged: bytes of the largest tensor that a checkpoint holds in parts. iterations: of an update of the kept
+    weights (0: none); gradients: it reads the Gram matrices of the gradients, which are kept for all layers.
     """
 
     shape: Shape
@@ -76,6 +78,8 @@ class Cost:
     keep_masks: bool = False
     merged: int = 0
     computed: int = 0
+    iterations: int = 0
+    gradients: bool = False
 
     @property
     def number(self) -> int:
@@ -137,6 +141,22 @@ class Cost:
         return _SCORING * max(self.number, 4) // 4 * max(sizes) + sum(sizes)
 
     @property
+    def gradient_grams(self) -> int:
+        """Gram matrices of the gradients of every linear; twice that while they are gathered."""
+        return 4 * sum(d_out**2 for d_out, _ in self.shape.widths) * self.shape.n_layers * self.gradients
+
+    @property
+    def updating(self) -> int:
+        """The largest linear being updated with its Gram matrices, and the new weights of its layer."""
+        if not self.iterations:
+            return 0
+        sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
+        at_once = max(sizes) if self.gradients else min(max(sizes), _UPDATED_AT_ONCE)
+        matrices = 2 * max(d_in**2 + self.gradients * d_out**2 for d_out, d_in in self.shape.widths)
+        numbers = 2 * max(sizes) + _UPDATING * at_once + matrices
+        return sum(sizes) * (self.itemsize + 1) + max(self.number, 4) * numbers
+
+    @property
     def masks(self) -> int:
         """The masks of all decoder layers at one bit per weight, if a streamed run keeps them."""
         return self.shape.linears // 8 if self.keep_masks else 0
@@ -144,7 +164,8 @@ class Cost:
     @property
     def in_memory(self) -> int:
         """Peak with the whole model in memory."""
-        return self.weights + self.hidden + self.grams + max(self.activations + self.widened, self.scoring)
+        working = max(self.activations + self.widened, self.scoring, self.updating)
+        return self.weights + self.hidden + self.grams + self.gradient_grams + working
 
     def streamed(self, spilled: bool) -> int:
         """Peak with one decoder layer in memory; spilled: hidden states are on disk but for a batch."""
@@ -158,20 +179,29 @@ class Cost:
         entering = (
             (self.shape.entrance * copied if self.passes else 0) + self.layer + self.widened + self.merged
         )
-        working = max(self.activations + self.widened, self.scoring, reading, self.merged)
+        working = max(self.activations + self.widened, self.scoring, self.updating, reading, self.merged)
         pruning = self.layer + self.grams + working + self.masks
-        return hidden + max(entering, pruning, 3 * self.masks)  # being saved, masks are copied twice
+        return (
+            self.gradient_grams + hidden + max(entering, pruning, 3 * self.masks)
+        )  # being saved, masks are copied twice
 
     @property
     def operations(self) -> float:
-        """Multiplications and additions of the passes over the decoder layers.
+        """Multiplications and additions of the passes over the decoder layers, and of an update's products.
 
         Two per weight and token, and those of attention's two products over half the window.
         """
         tokens = self.n_windows * self.seq_len
         gram = sum(2 * d**2 for d in self.inputs) * self.shape.n_layers if self.gram else 0
         attention = 2 * self.seq_len * self.shape.hidden_size * self.shape.n_layers
-        return tokens * (self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0))
+        passes = self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0)
+        return tokens * passes + self.update_operations
+
+    @property
+    def update_operations(self) -> float:
+        """Of an update: in each iteration a product of every weight with G, and one with H."""
+        each = (2 * d_out * d_in * (d_in + self.gradients * d_out) for d_out, d_in in self.shape.widths)
+        return self.iterations * sum(each) * self.shape.n_layers
 
 
 def batch_size_of(

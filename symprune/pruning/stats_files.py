@@ -3,7 +3,8 @@
 What a file reveals, and all that a client of a joint calibration hands on: the weights it was gathered with
 (a hash), the number of windows and tokens, a hash of the windows, and for each linear the sums over all
 tokens of every input channel, of its square, split into within and between windows, and if asked for of every
-output's square ("output_norm") or of every product of two input channels ("gram"). Never a token or a text.
+output's square ("output_norm"), of every product of two input channels ("gram") or of the loss gradients of
+two outputs ("gradient_gram"). Never a token or a text.
 But a hash tells whether a guessed text was used; sums over few tokens say much about each of them; and Gram
 matrices span the inputs where tokens are fewer than channels: calibrate on many windows.
 """
@@ -32,7 +33,9 @@ from symprune.models.devices import device_type
 from symprune.models.load import DTYPES
 from symprune.pruning import calibrate, runner
 
-OPTIONAL = frozenset({"output_norm", "gram"})  # the statistics that are gathered only if asked for
+OPTIONAL = frozenset(
+    {"output_norm", "gram", "gradient_gram"}
+)  # the statistics that are gathered only if asked for
 CACHE_BYTES = 4 * 2**30  # what `remembered` keeps: the files used last
 
 _HEADER = "symprune_sums"  # the one entry of a file's metadata
@@ -133,6 +136,8 @@ def save(file: Path | str, calibration: Calibration) -> None:
                 tensors[f"{name}.gram"] = moments.gram.cpu()
         if name in sums.output_squares:
             tensors[f"{name}.outputs"] = _stacked(sums.output_squares[name])
+        if name in sums.gradient_grams:
+            tensors[f"{name}.gradient_gram"] = sums.gradient_grams[name].cpu()
     header = {
         "asked": dict(calibration.asked),
         "parts": list(map(dict, calibration.parts)),
@@ -221,6 +226,8 @@ def _sums(linears: dict[str, dict], tensors: dict[str, Tensor]) -> LinearSums:
         sums.shapes[name] = about["d_out"], tensors[f"{group}.inputs"].shape[-1]
         if f"{name}.outputs" in tensors:
             sums.output_squares[name] = Sum(*tensors[f"{name}.outputs"])
+        if f"{name}.gradient_gram" in tensors:
+            sums.gradient_grams[name] = tensors[f"{name}.gradient_gram"]
     return sums
 
 
