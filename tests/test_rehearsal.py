@@ -24,7 +24,8 @@ def smaller(name: str) -> dict:
     lengths = {key: [n // hub.SCALE for n in whole[key]] for key in ("dense_lengths", "calibration_lengths")}
     few = {"n_calib": 2, "n_eval": 2, "seeds": [0, 1], "zero_shot_limit": 3, "calibration_sizes": [1, 2]}
     seq_len = whole["seq_len"] // hub.SCALE
-    return {"profile": f"rehearsed_{name}", "device": "cpu", "seq_len": seq_len, **lengths, **few}
+    lengths |= {"seq_len": seq_len, "eval_seq_len": seq_len}
+    return {"profile": f"rehearsed_{name}", "device": "cpu", **lengths, **few}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from symprune.paper.compare import ONE_DRAW, Paired, PairedAccuracy, paired
 
 NOT_RUN = "not run here"
 VERDICTS = ("reproduced", "not reproduced", "undecided", NOT_RUN)
+BOUNDLESS = 1e6  # an effect above it is no bound: that of a single article, which says nothing of others
 _SHOWN = ["of", "claim", "verdict", "evidence"]
 
 
@@ -147,19 +148,10 @@ def judge_accuracy(claim: Claim, comparison: PairedAccuracy, of: str = "") -> Ve
     over = f"{comparison.n} examples" + (f" of {comparison.n_tasks} tasks" if comparison.n_tasks > 1 else "")
     over += f" and {comparison.n_draws} draws" if comparison.n_draws > 1 else ""
     note = f"{comparison.gained:.3g} gained, {comparison.lost:.3g} lost"
-    return Verdict(
-        claim.id,
-        of,
-        claim.text,
-        verdict,
-        *points,
-        unit="points",
-        over=over,
-        jointly=comparison.comparisons,
-        note=note + (f"; {ONE_DRAW}" if comparison.n_draws == 1 else ""),
-        side="higher",
-        power=None if comparison.detectable is None else 100 * comparison.detectable,
-    )
+    note += f"; {ONE_DRAW}" if comparison.n_draws == 1 else ""
+    words = "points", over, comparison.comparisons, (), note
+    power = None if comparison.detectable is None else 100 * comparison.detectable
+    return Verdict(claim.id, of, claim.text, verdict, *points, *words, side="higher", power=power)
 
 
 def judge_all(
@@ -277,12 +269,15 @@ def expect(holds: Any, what: str) -> None:
 
 def _of_ratio(claim: Claim, of: str, verdict: str, comparison: Paired) -> Verdict:
     effects = (ratio - 1 for ratio in (comparison.ratio, comparison.low, comparison.high))
-    over, draws = f"{comparison.n} {comparison.over}", tuple(ratio - 1 for ratio in comparison.draws)
+    units = comparison.over.replace("s", "", 1) if comparison.n == 1 else comparison.over
+    over, draws = f"{comparison.n} {units}", tuple(ratio - 1 for ratio in comparison.draws)
     words = comparison.what, over, comparison.comparisons, draws, comparison.note
     return Verdict(claim.id, of, claim.text, verdict, *effects, *words)
 
 
 def _shown(value: float, unit: str, sign: str = "") -> str:
+    if value >= BOUNDLESS:
+        return "any height"
     return f"{value:{sign}.1f}" if unit == "points" else f"{value:{sign}.1%}"
 
 
