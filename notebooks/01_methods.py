@@ -83,7 +83,7 @@ from symprune.text import calibration_windows
 # at a time.
 
 # %%
-Markdown(save_table(methods_table(), profile, "01_methods").to_markdown())
+Markdown(save_table(methods_table(), profile, "01_methods").frame.to_markdown())
 
 # %% [markdown]
 # ## Removing one weight
