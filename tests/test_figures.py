@@ -11,7 +11,7 @@ from PIL import Image
 
 from symprune.methods.recipe import REFINERS
 from symprune.methods.scores import SCORES
-from symprune.paper import differences, figures, style, tables
+from symprune.paper import differences, figures, style
 
 SIDES = {"wanda": 0.0, "ria": -0.05, "stochria": 0.1, "magnitude": 2.0}
 
@@ -93,6 +93,22 @@ def test_dots_stand_at_their_differences_and_what_loses_far_more_on_an_axis_of_i
     for said in ("whiskers", "95 %", "all 12 hold together", "Shaded", "logarithmic"):
         assert said in picture.caption
     assert "ria -" in picture.alt
+
+
+def test_panels_share_an_axis_unless_one_needs_far_more_and_a_dot_has_its_methods_colour():
+    frame = measured(patterns=("a", "b"), sides={"wanda": 0.0, "ria": 0.05})
+    frame["window_losses"] = [[3.0, 3.0], [3.05, 3.06], [3.0, 3.0], [2.0, 2.1]]
+    frame["text"] = frame["method"].map({"wanda": "home", "ria": "other"})
+    of = differences.differences(frame.assign(method="ria"), "text", "home", ["pattern", "method", "text"])
+    first, second = differences.difference_dots(of).figure.axes
+    assert second.get_xlim()[1] > 3 * first.get_xlim()[1]
+    assert "an axis of its own" in second.get_title(loc="left")
+    assert first.containers[0].lines[0].get_color() == style.METHODS["ria"][0]
+    alike = measured(patterns=("a", "b"), sides={"wanda": 0.0, "ria": 0.05})
+    first, second = differences.difference_dots(
+        differences.differences(alike, "method", "wanda", BY)
+    ).figure.axes
+    assert first.get_xlim() == second.get_xlim()
 
 
 def test_a_curve_stands_at_its_differences_and_keeps_its_colour():
@@ -191,7 +207,6 @@ def test_a_figure_is_kept_sharp_with_its_words_and_fonts_and_the_same_bytes_each
     assert style.words_of(folder / "fig_dots.png") == (picture.caption, picture.alt)
     image = matplotlib.image.imread(folder / "fig_dots.png")[..., :3]
     assert 0.002 < (image.min(axis=2) < 0.9).mean() < 0.5
-    assert tables.saved_figures("test") == [folder / "fig_dots.png"]
 
 
 def test_a_notebook_shows_a_picture_and_then_its_caption(capsys):

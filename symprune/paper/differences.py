@@ -2,15 +2,18 @@
 show what is claimed.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from symprune.paper.compare import paired
 from symprune.paper.style import GREYS, METHODS, STYLE, Picture, method_style, plain_log_ticks
@@ -39,7 +42,7 @@ class Differences:
         draws = " Small ticks: each draw of calibration text." if any(map(len, self.rows["draws"])) else ""
         return (
             f"Perplexity against that of {self.reference}: dots are the difference in percent, whiskers its"
-            f" 95 % interval (paired over {self.over}{together}).{draws} Shaded: less is lost than by"
+            f" 95 % interval (paired over {self.over}){together}.{draws} Shaded: less is lost than by"
             f" {self.reference}."
         )
 
@@ -66,7 +69,7 @@ def differences(
         if base.empty:
             raise ValueError(f"{values}: there is no {column} = {reference!r} to compare with")
         comparison = paired(of, base, cases.ngroups)
-        over = comparison.over
+        over = "; ".join(filter(None, [comparison.over, comparison.note]))
         ratios = comparison.ratio, comparison.low, comparison.high
         effects = dict(zip(("effect", "low", "high"), (ratio - 1 for ratio in ratios), strict=True))
         draws = tuple(ratio - 1 for ratio in comparison.draws)
@@ -83,14 +86,17 @@ def difference_dots(of: Differences) -> Picture:
     names = {key: list(rows[of.by[-1]]) for key, rows in panels}
     far = of.rows["effect"] > APART
     heights = [len(names[key]) + 1.6 for key, _ in panels]
-    reaches = [_reach(rows[~far.loc[rows.index]]) for _, rows in panels]
-    usual = min((reach for reach in reaches if reach), default=0.1)
-    shared = max((reach for reach in reaches if reach <= 3 * usual), default=usual)
+    near = of.rows[~far]
+    dots = [near["effect"].reindex(rows.index).abs().max() for _, rows in panels]  # nan: all of them are far
+    own = [dot > 5 * max(np.nanmin([*dots, APART]), 0.05) for dot in dots]
+    alike = [rows for (_, rows), alone in zip(panels, own, strict=True) if not alone]
+    shared = _reach(pd.concat(alike).pipe(lambda rows: rows[rows["effect"] <= APART]))
+    longest = max(len(_shown(name)) for name in of.rows[of.by[-1]])
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(
             len(panels),
             1 + far.any(),
-            figsize=(_WIDTH, 0.5 + 0.2 * sum(heights)),
+            figsize=(_WIDTH + 0.06 * max(0, longest - 18), 0.5 + 0.2 * sum(heights)),
             height_ratios=heights,
             width_ratios=[5, 2] if far.any() else [1],
             sharey="row",
@@ -98,25 +104,24 @@ def difference_dots(of: Differences) -> Picture:
             layout="constrained",
         )
         one_model = of.rows["model"].nunique() == 1 if "model" in of.rows else False
-        for (key, rows), line, reach in zip(panels, axes, reaches, strict=True):
+        for (key, rows), line, alone in zip(panels, axes, own, strict=True):
             told = [
                 value for name, value in zip(of.by, key, strict=False) if not (one_model and name == "model")
             ]
-            own = reach > shared
             title = ", ".join(map(str, told)) + f" ({of.reference}: {rows['base'].iloc[0]:.4g})"
-            line[0].set_title(title + (", an axis of its own" if own else ""), loc="left", fontsize=9)
+            line[0].set_title(title + (", an axis of its own" if alone else ""), loc="left", fontsize=9)
             for place, (_, row) in enumerate(rows.iterrows()):
                 ax = line[int(far[row.name])]
-                _dot(ax, row, place, method_style(str(row[of.by[-1]])), "x", bool(far[row.name]))
-            _side(line[0], reach if own else shared, "x")
+                _dot(ax, row, place, _style(row[list(reversed(of.by))]), "x", bool(far[row.name]))
+            _side(line[0], _reach(rows[~far[rows.index]]) if alone else shared, "x")
             line[0].set(yticks=range(len(rows)), yticklabels=[_shown(name) for name in names[key]])
             line[0].set_ylim(len(rows) - 0.4, -0.6)
-        axes[-1][0].set_xlabel(f"perplexity against {of.reference} (left: less is lost)")
+        axes[-1][0].set_xlabel(f"against {of.reference} (left: less is lost)")
         if far.any():
             apart = of.rows[far]
             for ax in axes[:, 1]:
                 _apart(ax, apart, "x")
-            axes[-1][1].set_xlabel("times, log axis")
+            axes[-1][1].set_xlabel("times")
     caption = of.measured + (
         f" To the right, on a logarithmic axis: what has more than twice the perplexity of {of.reference}."
         if far.any()
@@ -199,11 +204,16 @@ def _dot(ax: Axes, row: pd.Series, place: float, style: dict, along: str, far: b
     """A dot with its whisker and a tick per draw; far: on a logarithmic axis, as the factor 1 + effect."""
     one = int(far)
     values = np.array([row["effect"], row["low"], row["high"]]) + one
-    reach = [[values[0] - values[1]], [values[2] - values[0]]]
+    whisker: dict[str, Any] = {f"{along}err": [[values[0] - values[1]], [values[2] - values[0]]], **style}
     at = (values[:1], [place]) if along == "x" else ([place], values[:1])
-    ax.errorbar(*at, **{f"{along}err": reach}, capsize=2.5, elinewidth=1, markersize=5, **style)
+    ax.errorbar(*at, capsize=2.5, elinewidth=1, markersize=5, **whisker)
     draws = np.array(row["draws"]) + one
-    tick = {"linestyle": "none", "marker": "|" if along == "x" else "_", "markersize": 4, "alpha": 0.6}
+    tick: dict[str, Any] = {
+        "linestyle": "none",
+        "marker": "|" if along == "x" else "_",
+        "markersize": 4,
+        "alpha": 0.6,
+    }
     places = [place] * len(draws)
     ax.plot(*((draws, places) if along == "x" else (places, draws)), color=style["color"], **tick)
 
@@ -225,9 +235,9 @@ def _side(ax: Axes, reach: float, along: str) -> None:
     shade, line = (ax.axvspan, ax.axvline) if along == "x" else (ax.axhspan, ax.axhline)
     shade(limits[0], 0, color="#009E73", alpha=0.07, linewidth=0)
     line(0, color="#4D4D4D", linewidth=1)
-    decimals = 0 if reach > 0.04 else 1
     axis = ax.xaxis if along == "x" else ax.yaxis
-    axis.set_major_formatter(PercentFormatter(1, decimals=decimals))
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(PercentFormatter(1, decimals=0 if reach > 0.04 else 1))
 
 
 def _apart(ax: Axes, rows: pd.DataFrame, along: str) -> None:
@@ -241,16 +251,26 @@ def _apart(ax: Axes, rows: pd.DataFrame, along: str) -> None:
 
 
 def _curve_style(hue: str, curve: object, place: int) -> dict:
-    if isinstance(curve, str) and curve.rsplit(" + ", 1)[-1].split("(")[0].split(",")[0] in METHODS:
-        return method_style(curve)
+    if _is_method(curve):
+        return method_style(str(curve))
     colour, marker = GREYS[place % len(GREYS)]
     return {"color": colour, "marker": marker, "markerfacecolor": colour}
+
+
+def _style(case: pd.Series) -> dict:
+    """Of the first value of a case that is a method."""
+    return method_style(next((str(value) for value in case if _is_method(value)), ""))
+
+
+def _is_method(value: object) -> bool:
+    name = re.match(r"\w*", str(value).rsplit(" + ", 1)[-1])
+    return name is not None and name[0] in METHODS
 
 
 def _cut(fig: Figure) -> str:
     """Said where a whisker is longer than its panel."""
     for ax in fig.axes:
-        for container in ax.containers:
+        for container in cast(list[ErrorbarContainer], ax.containers):
             for bars in container.lines[2]:
                 box = bars.get_datalim(ax.transData)
                 for ends, limits in ((box.intervalx, ax.get_xlim()), (box.intervaly, ax.get_ylim())):

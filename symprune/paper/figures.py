@@ -143,22 +143,23 @@ def heat_map(frame: pd.DataFrame, x: str, y: str) -> Picture:
         effects.loc[row[y], row[x]] = row["effect"]
         if not row["low"] <= 0 <= row["high"]:
             decided.append((row[y], row[x]))
-    reach = max(float(effects.abs().to_numpy().max()), 0.01)
+    logs = np.log1p(effects.to_numpy())
+    reach = max(float(np.abs(logs).max()), 0.01)
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        size = 2.2 + 0.85 * table.shape[1], 1.2 + 0.5 * table.shape[0]
+        size = 1.6 + 0.85 * table.shape[1], 1.1 + 0.5 * table.shape[0]
         fig, ax = plt.subplots(figsize=size, layout="constrained")
-        image = ax.imshow(100 * effects, cmap="PuOr_r", aspect="auto", vmin=-100 * reach, vmax=100 * reach)
+        ax.imshow(logs, cmap="PuOr_r", aspect="auto", vmin=-reach, vmax=reach)
         for (i, j), effect in np.ndenumerate(effects.to_numpy()):
             here = effects.index[i], effects.columns[j]
-            text = f"{table.to_numpy()[i, j]:.4g}" if here == (0, 0) else f"{effect:+.1%}"
-            colour = "white" if abs(effect) > 0.6 * reach else "black"
+            changed = f"{effect:+.1%}" if effect < 2 else f"{1 + effect:.3g} times"
+            text = f"{table.to_numpy()[i, j]:.4g}" if here == (0, 0) else changed
+            colour = "white" if abs(logs[i, j]) > 0.6 * reach else "black"
             weight = "bold" if here in decided else "normal"
             ax.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, weight=weight)
         names = [name.rsplit(".", 1)[-1] for name in (x, y)]
         ax.set_xticks(range(table.shape[1]), [f"{v:g}" for v in table.columns])
         ax.set_yticks(range(table.shape[0]), [f"{v:g}" for v in table.index])
         ax.set(xlabel=names[0], ylabel=names[1])
-        fig.colorbar(image, label="difference of perplexity, %")
     caption = (
         f"Perplexity by {names[0]} and {names[1]}: at 0 and 0 the perplexity itself, elsewhere the difference"
         " from it (purple: less is lost, orange: more). Bold: the 95 % interval leaves out zero, all holding"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -43,7 +44,7 @@ METHODS = {
 # What is no method, such as a group or a norm, has none of their colours.
 GREYS = [("#000000", "o"), ("#606060", "s"), ("#A0A0A0", "^"), ("#303030", "D"), ("#808080", "v")]
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "font.size": 9,

@@ -206,16 +206,3 @@ def saved_by(profile: str, notebook: str) -> list[Path]:
     return sorted(
         file for kind in ("fig", "table") for file in paths.figures(profile).glob(f"{kind}_{notebook[:2]}_*")
     )
-
-
-def saved_tables(profile: str) -> dict[str, str]:
-    """Markdown of every saved table, by name."""
-    return {
-        file.stem.removeprefix("table_"): file.read_text()
-        for file in sorted(paths.figures(profile).glob("table_*.md"))
-    }
-
-
-def saved_figures(profile: str) -> list[Path]:
-    """The PNG of every saved figure."""
-    return sorted(paths.figures(profile).glob("fig_*.png"))
