@@ -12,6 +12,7 @@ from symprune.base import paths
 from symprune.base.errors import UserError
 from symprune.base.files import write_whole
 from symprune.paper.compare import ONE_DRAW, Paired, PairedAccuracy, paired
+from symprune.paper.tables import Whole
 
 NOT_RUN = "not run here"
 VERDICTS = ("reproduced", "not reproduced", "undecided", NOT_RUN)
@@ -198,7 +199,7 @@ def judge_all(
     return verdicts
 
 
-def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> pd.DataFrame:
+def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> Whole:
     """Keep a notebook's verdicts for the report, floats to six significant digits, and show them.
 
     Raises ValueError if two of them are about the same case of a claim.
@@ -212,8 +213,7 @@ def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> p
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps([asdict(verdict) for verdict in kept], indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / f"{notebook}.json", text + "\n")
-    pd.set_option("display.max_colwidth", None)  # a notebook ends with them: sentences are shown whole
-    return _to_show(pd.DataFrame([_row(verdict) for verdict in kept], columns=[*_SHOWN, "model"]))
+    return Whole(_to_show(pd.DataFrame([_row(verdict) for verdict in kept], columns=[*_SHOWN, "model"])))
 
 
 def load_verdicts(profile: str) -> pd.DataFrame:
