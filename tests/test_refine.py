@@ -243,7 +243,7 @@ def test_rows_sorted_in_full_give_what_the_window_gives(pattern):
     for refiner in (R2DSnoT(), R2DSnoT(max_cycles=9, keep_sign=True), AS_PUBLISHED):
         criteria = dsnot.Criteria.of(refiner, weight, mask, stats)
         block = pattern.m if isinstance(pattern, NM) else None
-        in_full = engine.refine(criteria, mask, refiner.limits, block, window=False)
+        in_full = engine.refine(criteria, mask, refiner.limits(200), block, window=False)
         windowed = refiner.run(weight, mask, stats, pattern)
         assert torch.equal(in_full.mask, windowed.mask)
         assert in_full.summary() == windowed.summary()
@@ -407,6 +407,27 @@ def test_a_relative_threshold_does_not_depend_on_the_scale():
     assert not torch.equal(fixed(weight, mask, scaled), fixed(weight, mask, stats))
 
 
+@pytest.mark.parametrize("cls", [DSnoT, R2DSnoT])
+@pytest.mark.parametrize(
+    ("cycles", "width", "d_in", "expected"),
+    [
+        (50, 4096, 576, 7),
+        (50, 4096, 1536, 19),
+        (50, 4096, 4096, 50),
+        (3, 40, 160, 12),
+        (3, 64, 32, 2),
+        (1, 10_000, 32, 1),  # rounded to nothing it would leave the linear out
+        (0, 4096, 576, 0),
+    ],
+)
+def test_cycles_go_with_the_width_they_are_meant_for(cls, cycles, width, d_in, expected):
+    weight, mask, stats = random_case(15, 3, d_in)
+    scaled = cls(max_cycles=cycles, cycles_for_width=width, threshold=0.0)
+    assert torch.equal(
+        scaled(weight, mask, stats), cls(max_cycles=expected, threshold=0.0)(weight, mask, stats)
+    )
+
+
 @pytest.mark.parametrize(
     ("kwargs", "word"),
     [
@@ -421,6 +442,7 @@ def test_a_relative_threshold_does_not_depend_on_the_scale():
         ({"threshold": -0.1}, "threshold"),
         ({"p": 0.0}, "p of"),
         ({"max_cycles": -1}, "max_cycles"),
+        ({"cycles_for_width": 0}, "cycles_for_width"),
     ],
 )
 def test_a_bad_hyperparameter_is_named(kwargs, word):
