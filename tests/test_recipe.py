@@ -34,6 +34,8 @@ VALUES = {
     "max_cycles": st.integers(1, 100),
     "cycles_for_width": st.none() | st.integers(1, 10**5),
     "keep_sign": st.booleans(),
+    "rank": st.integers(0, 10**4),
+    "pair": st.sampled_from(["greedy", "best"]),
     "linears": st.sampled_from(["all", "attention", "mlp"]),
     "relative": st.sampled_from(["none", "grow", "prune", "both"]),
     "gamma_grow": st.floats(0, 1),

@@ -148,7 +148,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--gather",
         default=Default(""),
-        help="what is not gathered unless asked for: output_norm, gram, or both with a comma",
+        help="what is not gathered unless asked for: output_norm, gram, sketch64 (or another number); with"
+        " commas, if several",
     )
     p.add_argument(
         "--output-side",

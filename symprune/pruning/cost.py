@@ -62,8 +62,9 @@ class Cost:
     """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens.
 
     itemsize: bytes of a weight; computed: of a number that calibration computes with, if wider. passes: over
-    the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics.
-    merged: bytes of the largest tensor that a checkpoint holds in parts.
+    the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics. gram:
+    Gram matrices are gathered; rank: columns of a sketch of them, 0 for none. merged: bytes of the largest
+    tensor that a checkpoint holds in parts.
     """
 
     shape: Shape
@@ -73,6 +74,7 @@ class Cost:
     batch_size: int = 1
     passes: int = 2
     gram: bool = False
+    rank: int = 0
     keep_masks: bool = False
     merged: int = 0
     computed: int = 0
@@ -123,18 +125,19 @@ class Cost:
 
     @property
     def grams(self) -> int:
-        """Gram matrices of one decoder layer, and a product being added."""
-        return (
-            8 * sum(d**2 for d in self.inputs) + 12 * max(self.inputs) ** 2
-            if self.gram and self.passes
-            else 0
-        )
+        """Gram matrices or sketches of one decoder layer, and a product being added."""
+        if not self.passes:
+            return 0
+        gram = 8 * sum(d**2 for d in self.inputs) + 12 * max(self.inputs) ** 2 if self.gram else 0
+        columns = [d * min(self.rank, d) for d in self.inputs]
+        return gram + 16 * sum(columns) + 64 * max(columns)
 
     @property
     def scoring(self) -> int:
-        """Scores and mask of the largest linear, and the masks of its decoder layer."""
+        """Scores and mask of the largest linear, a matrix that a sketch stands for, and the layer's masks."""
         sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
-        return _SCORING * max(self.number, 4) // 4 * max(sizes) + sum(sizes)
+        formed = self.number * max(self.inputs) ** 2 if self.rank else 0
+        return _SCORING * max(self.number, 4) // 4 * max(sizes) + formed + sum(sizes)
 
     @property
     def masks(self) -> int:
@@ -169,7 +172,8 @@ class Cost:
         Two per weight and token, and those of attention's two products over half the window.
         """
         tokens = self.n_windows * self.seq_len
-        gram = sum(2 * d**2 for d in self.inputs) * self.shape.n_layers if self.gram else 0
+        a_token = [self.gram * 2 * d**2 + 4 * d * min(self.rank, d) for d in self.inputs]
+        gram = sum(a_token) * self.shape.n_layers
         attention = 2 * self.seq_len * self.shape.hidden_size * self.shape.n_layers
         return tokens * (self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0))
 
