@@ -20,6 +20,7 @@ from symprune.cli import main, parser
 from symprune.cli.given import settle
 from symprune.cli.parser import build_parser
 from symprune.methods.recipe import Recipe
+from symprune.methods.refine import REFINERS
 from symprune.models.layers import named_linears
 from symprune.models.load import load_model, load_tokenizer
 from symprune.pruning.mask_files import load_masks
@@ -239,6 +240,13 @@ def test_help_of_every_command_teaches(capsys, command):
     assert f"example: symprune {command}" in out
     assert re.search(r"\n\n[A-Z][^\n]", out), "a description"
     assert "--json" in out
+
+
+def test_help_lists_every_refinement_in_a_line_of_its_own(capsys):
+    _, out, _ = call(capsys, "prune", "--help")
+    for name, cls in REFINERS.items():
+        assert f"\n  {name:<12} {cls.__doc__.splitlines()[0]}\n" in out
+    assert "refinements," not in call(capsys, "eval", "--help")[1]
 
 
 def test_help_lists_the_commands(capsys):

@@ -3,6 +3,7 @@ verify-report, render, doctor.
 """
 
 import argparse
+import importlib
 import sys
 
 import symprune
@@ -14,6 +15,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         print(f"symprune: error: {' '.join(message.split())} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(2)
+
+    def format_help(self) -> str:
+        """With the refinements, a line each, where one may be asked for: they come late, with torch."""
+        text = super().format_help()
+        if "--refine" in self._option_string_actions:
+            refiners = importlib.import_module("symprune.methods.refine").REFINERS
+            lines = [f"  {name:<12} {cls.__doc__.splitlines()[0]}" for name, cls in refiners.items()]
+            text += "\n".join(["\nrefinements, with hyperparameters if wanted:", *lines, ""])
+        return text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,7 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--refine",
         default=Default("none"),
-        help="a training-free refinement of the mask: dsnot, r2dsnot (default: %(default)s)",
+        help="a training-free refinement of the mask, see below: sketch_swap, 'dsnot(max_cycles=3)' (default:"
+        " %(default)s)",
     )
     p.add_argument(
         "--propagate",
