@@ -106,14 +106,14 @@ class RefinementTerms:
         start = make_mask(
             "", weight, score_linear(recipe.score, weight, stats), stats, replace(recipe, refine=None)
         )[0]
+        wanted = {n for cycles in self.cycles for n in (cycles - 1, cycles) if n > 0}
+        masks = {
+            n: replace(recipe.refine, max_cycles=n).run(weight, start, stats, recipe.pattern).mask
+            for n in wanted
+        }
         steps = []
         for cycles in self.cycles:
-            one_less, mask = (
-                replace(recipe.refine, max_cycles=n).run(weight, start, stats, recipe.pattern).mask
-                if n > 0
-                else start
-                for n in (cycles - 1, cycles)
-            )
+            one_less, mask = (masks.get(n, start) for n in (cycles - 1, cycles))
             first, rest = error_terms(weight, mask, stats)
             moved = (mask != one_less).any(dim=1)
             steps.append(
