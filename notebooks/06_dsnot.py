@@ -51,6 +51,7 @@ from symprune.measure import Experiment, Protocol
 from symprune.methods.recipe import pattern_label
 from symprune.methods.refine import AS_PUBLISHED
 from symprune.paper.figures import perplexity_dots
+from symprune.paper.reported import agreement_in_sign
 from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
@@ -206,3 +207,13 @@ by = ["model", "pattern", "start"]
 verdicts = judge_all(refined, claims, by, column="refine", comparisons=len(claims) * len(starts))
 verdicts += judge_all(refined, close, by, column="refine", comparisons=len(starts))
 save_verdicts(verdicts, profile, "06_dsnot")
+
+# %% [markdown]
+# ## Agreement in sign
+#
+# From Wanda's mask, beside the same pair on models of 7B and more, as others reported it with 50 cycles.
+
+# %%
+pairs = {"dsnot_below_start": ("dsnot", "wanda"), "dsnot_of_50_below_start": ("dsnot", "wanda")}
+from_wanda = [verdict for verdict in verdicts if verdict.of.endswith("from wanda")]
+save_table(agreement_in_sign(from_wanda, pairs).set_index(["pair", "pattern"]), profile, "06_agreement")

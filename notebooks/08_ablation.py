@@ -158,8 +158,8 @@ save_figure(
 # %% [markdown]
 # ## How many columns of a sketch
 #
-# The same swaps under a sketch of the Gram matrix: of more columns and of fewer, and with rank 0 under the mean
-# and the diagonal alone. From the last initial mask.
+# The same swaps under a sketch of the Gram matrix: of more columns and of fewer, and with rank 0 under the
+# mean and the diagonal alone. From the last initial mask.
 
 # %%
 sketched = [SketchSwap(rank) for rank in sketch_ranks]
