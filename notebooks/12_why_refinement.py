@@ -56,6 +56,7 @@ profile = "smoke"
 models = ["embedded"]
 device = "cpu"
 dtype = "float64"
+calibration_dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64

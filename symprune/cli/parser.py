@@ -17,12 +17,12 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def format_help(self) -> str:
-        """With the refinements, a line each, where one may be asked for: they come late, with torch."""
+        """With the refinements, a line each, where one may be asked for: late, for they come with torch."""
         text = super().format_help()
         if "--refine" in self._option_string_actions:
             refiners = importlib.import_module("symprune.methods.refine").REFINERS
-            lines = [f"  {name:<12} {cls.__doc__.splitlines()[0]}" for name, cls in refiners.items()]
-            text += "\n".join(["\nrefinements, with hyperparameters if wanted:", *lines, ""])
+            text += "\nrefinements, with hyperparameters if wanted:\n"
+            text += "".join(f"  {name:<12} {of.__doc__.splitlines()[0]}\n" for name, of in refiners.items())
         return text
 
 
@@ -84,8 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--refine",
         default=Default("none"),
-        help="a training-free refinement of the mask, see below: sketch_swap, 'dsnot(max_cycles=3)' (default:"
-        " %(default)s)",
+        help="a refinement of the mask, listed below (default: %(default)s)",
     )
     p.add_argument(
         "--propagate",

@@ -20,6 +20,7 @@ from symprune.measure.bench import Bench
 from symprune.measure.record_rows import calibration_columns
 from symprune.methods.recipe import Recipe, method_label, pattern_label
 from symprune.methods.stats import LayerStats
+from symprune.models.precision import as_calibrated, calibrating_in
 from symprune.pruning.calibrate import collecting
 from symprune.pruning.prune import make_mask, score_linear
 from symprune.pruning.runner import LayerRunner
@@ -30,9 +31,16 @@ def error_terms(
 ) -> tuple[Float[Tensor, " d_out"], Float[Tensor, " d_out"]]:
     """(v' mu)^2 and v' C v of each row, v its removed weights, in float64; stats with a Gram matrix."""
     removed = (weight * ~mask).double()
-    mean, gram = stats.input_mean.double(), stats.gram.double() / max(stats.n_tokens, 1)
-    first = (removed @ mean).square()
-    return first, ((removed @ gram) * removed).sum(dim=1) - first
+    mean, covariance = _moments(stats)
+    return (removed @ mean).square(), ((removed @ covariance) * removed).sum(dim=1)
+
+
+def _moments(stats: LayerStats) -> tuple[Float[Tensor, " d_in"], Float[Tensor, "d_in d_in"]]:
+    """Mean and covariance, float64; raises ValueError without a Gram matrix."""
+    if stats.gram is None:
+        raise ValueError("both terms need the Gram matrix of the inputs: gather it")
+    mean = stats.input_mean.double()
+    return mean, stats.gram.double() / max(stats.n_tokens, 1) - torch.outer(mean, mean)
 
 
 def swap_lowers(weight: Weight, before: Mask, after: Mask, stats: LayerStats) -> Bool[Tensor, " d_out"]:
@@ -47,8 +55,7 @@ def swap_lowers(weight: Weight, before: Mask, after: Mask, stats: LayerStats) ->
     """
     weight, moved = weight.double(), (before != after).any(dim=1)
     grown, pruned = ((x & ~y).int().argmax(dim=1)[:, None] for x, y in ((after, before), (before, after)))
-    mean, gram = stats.input_mean.double(), stats.gram.double() / max(stats.n_tokens, 1)
-    covariance = gram - torch.outer(mean, mean)
+    mean, covariance = _moments(stats)
     left = (weight * ~(before | after)) @ covariance
     of = lambda values, at: values.gather(1, at)  # noqa: E731
     cost = weight.square() * covariance.diagonal() + 2 * weight * left
@@ -73,13 +80,17 @@ class RefinementTerms:
         asked = {"recipes": [recipe.to_dict() for recipe in recipes], "cycles": list(self.cycles)}
         return {
             "model": bench.model_name,
-            "calibration": bench.calibration_name(["gram"], seed) | {"propagate": "dense"},
+            "calibration": {**(bench.calibration_name(["gram"], seed) or {}), "propagate": "dense"},
             "terms": asked | {"n_layers": self.n_layers},
         }
 
     @torch.no_grad()
     def measure(self, bench: Bench, recipes: tuple[Recipe, ...], seed: int) -> dict:
         """Decoder layer by decoder layer: no more Gram matrices are held than a layer's."""
+        with calibrating_in(bench.protocol.calibration_dtype):
+            return {"linears": self._by_layer(bench, recipes, seed)}
+
+    def _by_layer(self, bench: Bench, recipes: tuple[Recipe, ...], seed: int) -> dict[str, dict]:
         model = bench.loaded.pristine()
         layers = models.linears_by_layer(model)
         runner = LayerRunner(model, bench.calibration_windows(seed), bench.protocol.batch_size)
@@ -94,8 +105,9 @@ class RefinementTerms:
                 runner.run(index)
             for name, stats in sums.finish().items():
                 if stats.n_tokens:
-                    found[name] = self._of_linear(models.weight_view(linears[name]), stats, recipes)
-        return {"linears": found}
+                    weight = as_calibrated(models.weight_view(linears[name]))
+                    found[name] = self._of_linear(weight, stats, recipes)
+        return found
 
     def _of_linear(self, weight: Weight, stats: LayerStats, recipes: Sequence[Recipe]) -> dict:
         energy = stats.input_norm.double().square().sum()

@@ -45,7 +45,7 @@ def agreement_in_sign(verdicts: Sequence[Verdict], pairs: Mapping[str, tuple[str
     by the sign of the effects, "undecided" where ours is.
     """
     figures, rows = reported_figures(), []
-    large = figures["model"].map(lambda m: float(re.search(r"-(\d+(?:\.\d+)?)b", m.lower())[1]) >= 7)
+    large = figures["model"].map(lambda model: float(re.findall(r"-([\d.]+)b", model.lower())[0]) >= 7)
     for verdict in verdicts:
         a, b = pairs.get(verdict.id, ("", ""))
         of = [part.removesuffix(" per output") for part in verdict.of.split(", ")]

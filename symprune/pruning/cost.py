@@ -136,7 +136,7 @@ class Cost:
     def scoring(self) -> int:
         """Scores and mask of the largest linear, a matrix that a sketch stands for, and the layer's masks."""
         sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
-        formed = self.number * max(self.inputs) ** 2 if self.rank else 0
+        formed = max(self.number, 4) * max(self.inputs) ** 2 if self.rank else 0
         return _SCORING * max(self.number, 4) // 4 * max(sizes) + formed + sum(sizes)
 
     @property
