@@ -3,7 +3,6 @@ verify-report, render, doctor.
 """
 
 import argparse
-import importlib
 import sys
 
 import symprune
@@ -20,9 +19,10 @@ class _Parser(argparse.ArgumentParser):
         """With the refinements, a line each, where one may be asked for: late, for they come with torch."""
         text = super().format_help()
         if "--refine" in self._option_string_actions:
-            refiners = importlib.import_module("symprune.methods.refine").REFINERS
+            from symprune.methods.refine import REFINERS
+
             text += "\nrefinements, with hyperparameters if wanted:\n"
-            text += "".join(f"  {name:<12} {of.__doc__.splitlines()[0]}\n" for name, of in refiners.items())
+            text += "".join(f"  {name:<12} {of.__doc__.splitlines()[0]}\n" for name, of in REFINERS.items())
         return text
 
 
@@ -158,8 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--gather",
         default=Default(""),
-        help="what is not gathered unless asked for: output_norm, gram, sketch64 (or another number); with"
-        " commas, if several",
+        help="what is gathered only if asked for: output_norm, gram, sketch64 (any number), with commas",
     )
     p.add_argument(
         "--output-side",
