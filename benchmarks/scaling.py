@@ -38,6 +38,7 @@ def table() -> str:
     """
     columns = {size: Cost(shape(size), 128, 2048, itemsize=2) for size in MODELS}
     grams = {size: Cost(cost.shape, 128, 2048, itemsize=2, gram=True) for size, cost in columns.items()}
+    sketches = {size: Cost(cost.shape, 128, 2048, itemsize=2, rank=64) for size, cost in columns.items()}
     rows = {
         "parameters, billions": [f"{c.shape.parameters / 1e9:.1f}" for c in columns.values()],
         "weights, GiB": [f"{c.weights / GIB:.1f}" for c in columns.values()],
@@ -50,8 +51,12 @@ def table() -> str:
             f"{c.streamed(True) / GIB:.1f}" for c in columns.values()
         ],
         "Gram matrices of a decoder layer, GiB": [f"{c.grams / GIB:.1f}" for c in grams.values()],
+        "sketches of 64 columns of a decoder layer, GiB": [f"{c.grams / GIB:.2f}" for c in sketches.values()],
         "operations, 10^15": [f"{c.operations / 1e15:.1f}" for c in columns.values()],
         "operations with Gram matrices, 10^15": [f"{c.operations / 1e15:.1f}" for c in grams.values()],
+        "operations with sketches of 64 columns, 10^15": [
+            f"{c.operations / 1e15:.1f}" for c in sketches.values()
+        ],
     }
     lines = ["| | " + " | ".join(MODELS) + " |", "|---|" + "---:|" * len(MODELS)]
     return "\n".join([*lines, *(f"| {name} | {' | '.join(values)} |" for name, values in rows.items())])
