@@ -242,6 +242,26 @@ def test_help_of_every_command_teaches(capsys, command):
     assert "--json" in out
 
 
+@pytest.mark.parametrize(
+    ("refine", "told"),
+    [
+        ("dsnot", True),
+        ("r2dsnot", True),
+        ("dsnot(max_cycles=3)", False),
+        ("none", False),
+        ("sketch_swap(rank=8)", False),
+    ],
+)
+def test_a_refinement_with_defaults_that_did_not_earn_themselves_says_so(
+    refine, told, capsys, small, tmp_path
+):
+    options = [*small[:-1], tmp_path / "out", "--refine", refine, "--propagate", "dense"]
+    code, out, _ = call(capsys, *options)
+    assert code == 0
+    assert (f"\n{refine}: with its defaults it raised" in out) == told
+    assert ("with its defaults" in out) == told
+
+
 def test_help_lists_every_refinement_in_a_line_of_its_own(capsys):
     _, out, _ = call(capsys, "prune", "--help")
     for name, cls in REFINERS.items():

@@ -21,7 +21,7 @@ from symprune.cli.common import (
     tell,
 )
 from symprune.cli.given import given, refuse
-from symprune.methods.recipe import Recipe, parse_pattern
+from symprune.methods.recipe import Recipe, method_label, parse_pattern
 from symprune.methods.sketch import lacking
 from symprune.models.precision import calibrating_in
 from symprune.pruning import mask_files, stats_files
@@ -59,6 +59,10 @@ def run_prune(args: argparse.Namespace) -> Answer:
     if unread:
         facts["not_read"] = unread
         text = f"{text}\n{recipe.label} reads no calibration text: {unread} changed nothing"
+    advice = getattr(recipe.refine, "advice", "")
+    if advice and recipe.refine == type(recipe.refine)():
+        facts["advice"] = f"{method_label(recipe.refine)}: {advice}"
+        text = f"{text}\n{facts['advice']}"
     return Answer(facts, text)
 
 
