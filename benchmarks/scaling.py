@@ -39,6 +39,11 @@ def table() -> str:
     columns = {size: Cost(shape(size), 128, 2048, itemsize=2) for size in MODELS}
     grams = {size: Cost(cost.shape, 128, 2048, itemsize=2, gram=True) for size, cost in columns.items()}
     sketches = {size: Cost(cost.shape, 128, 2048, itemsize=2, rank=64) for size, cost in columns.items()}
+    refit = {size: Cost(cost.shape, 128, 2048, itemsize=2, iterations=30) for size, cost in columns.items()}
+    both = {
+        size: Cost(cost.shape, 128, 2048, itemsize=2, iterations=50, gradients=True)
+        for size, cost in columns.items()
+    }
     rows = {
         "parameters, billions": [f"{c.shape.parameters / 1e9:.1f}" for c in columns.values()],
         "weights, GiB": [f"{c.weights / GIB:.1f}" for c in columns.values()],
@@ -56,6 +61,15 @@ def table() -> str:
         "operations with Gram matrices, 10^15": [f"{c.operations / 1e15:.1f}" for c in grams.values()],
         "operations with sketches of 64 columns, 10^15": [
             f"{c.operations / 1e15:.1f}" for c in sketches.values()
+        ],
+        "refit being computed, GiB": [f"{c.updating / GIB:.1f}" for c in refit.values()],
+        "refit on both sides being computed, GiB": [f"{c.updating / GIB:.1f}" for c in both.values()],
+        "Gram matrices of all gradients, GiB": [f"{c.gradient_grams / GIB:.0f}" for c in both.values()],
+        "operations of a refit (30 iterations), 10^15": [
+            f"{c.update_operations / 1e15:.1f}" for c in refit.values()
+        ],
+        "operations of a refit on both sides (50 iterations), 10^15": [
+            f"{c.update_operations / 1e15:.1f}" for c in both.values()
         ],
     }
     lines = ["| | " + " | ".join(MODELS) + " |", "|---|" + "---:|" * len(MODELS)]

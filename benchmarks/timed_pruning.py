@@ -14,6 +14,7 @@ from symprune import Recipe, prune
 from symprune.models.layers import decoder_layers, named_linears
 from symprune.models.load import DTYPES
 from symprune.pruning.cost import Cost, Shape, batch_size_of, seconds_of
+from symprune.pruning.runner import LayerRunner
 
 SIZES = {  # hidden size, width of the MLP, decoder layers, heads, vocabulary
     "7B": (4096, 11008, 32, 32, 32000),  # Llama-2-7B's
@@ -103,16 +104,21 @@ def measured(model: nn.Module, end: float, work: Callable[[], dict]) -> dict:
 
 
 def pruned(
-    model: nn.Module, windows: torch.Tensor, recipe: Recipe, batch_size: int | str, end: float
+    model: nn.Module,
+    windows: torch.Tensor,
+    recipe: Recipe,
+    batch_size: int | str,
+    end: float,
+    propagate: str = "pruned",
 ) -> dict:
     """Seconds and peak of one recipe, measured and predicted."""
-    parameter, passes = next(model.parameters()), 2 if recipe.uses else 0
+    parameter, passes = next(model.parameters()), {"pruned": 2, "dense": 1}[propagate] if recipe.uses else 0
     chosen = min(batch_size_of(batch_size, model, windows), len(windows))
     sizes = {"itemsize": parameter.element_size(), "batch_size": chosen, "passes": passes}
     cost = Cost(Shape.of(model), *windows.shape, **sizes, gram="gram" in recipe.uses)
 
     def work() -> dict:
-        report = prune(model, windows, recipe, batch_size=batch_size)
+        report = prune(model, windows, recipe, propagate, batch_size=batch_size)
         return {"sparsity": report.sparsity, **{f"seconds_{k}": v for k, v in report.seconds.items()}}
 
     predicted = {
@@ -121,6 +127,17 @@ def pruned(
     }
     about = {"windows": len(windows) if passes else 0, "batch_size": chosen if passes else 0, **predicted}
     return about | measured(model, end, work)
+
+
+def plain_passes(model: nn.Module, windows: torch.Tensor, batch_size: int | str) -> dict:
+    """Every decoder layer twice over all windows, and nothing else: what is left of the time of any loop that
+    runs the model's own layers.
+    """
+    runner = LayerRunner(model, windows, batch_size)
+    for index in range(len(runner.layers)):
+        runner.run(index, keep=False)
+        runner.run(index)
+    return {"windows": len(windows), "batch_size": len(runner.hidden[0])}
 
 
 def kept_by_layer(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -36,13 +36,28 @@ seeds = [0]
 sparsities = [0.6]
 
 # %%
+from dataclasses import replace
+
 import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from symprune import RIA, SCORES, LpNorm, Magnitude, OWanda, StochRIA, Symmetric, SymWanda, Unstructured
+from symprune import (
+    RIA,
+    SCORES,
+    LpNorm,
+    Magnitude,
+    OWanda,
+    Refit,
+    StatsAccumulator,
+    StochRIA,
+    Symmetric,
+    SymmetricRefit,
+    SymWanda,
+    Unstructured,
+)
 from symprune.methods.norms import row_column_norms
-from symprune.methods.objective import additive_gap, removal_cost, squared_counterexample
+from symprune.methods.objective import Quadratic, additive_gap, removal_cost, squared_counterexample
 from symprune.methods.recipe import method_label
 from symprune.models import decoder_layers, load_model, load_tokenizer, named_linears, weight_view
 from symprune.paper.style import save_figure
@@ -126,6 +141,67 @@ gaps = {
     "the squared cost of a random pair": additive_gap(any_cost / weight.square()),
 }
 print(weight.numpy(), *(f"{name}: gap {gap:.6f}" for name, gap in gaps.items()), sep="\n")
+
+# %% [markdown]
+# ## Whole matrices
+#
+# Squared, the objective needs of X and Y only $G = X^\top X$ and $H = YY^\top$; norms are their diagonals. Of
+# a change D it is one member of a family, $\mathrm{vec}(D)^\top(c\,H\otimes G + s\,I\otimes G + t\,H\otimes I
+# + m\,I\otimes I)\,\mathrm{vec}(D)$: magnitude (m alone), Wanda (s), OWanda (t), the symmetric sum (s = t =
+# 1), the product that the curvature literature knows (c; LLM Surgeon, arXiv 2312.17244, and YAQA, arXiv
+# 2505.22988), and damping, $G + bI$, which is a symmetric objective with $Y = \sqrt b\,I$. To remove one
+# weight costs $W_{ij}^2(c\,h_i g_j + s\,g_j + t\,h_i + m)$. Below, every weight is set to zero in turn, and
+# the Kronecker products are written out. Where H is diagonal the product only scales rows: masks within rows,
+# and the best weights on them (`Refit`), are as without it. What H says beyond its diagonal joins the rows.
+
+# %%
+outputs = inputs @ small.T
+G, H = inputs.T @ inputs, outputs.T @ outputs
+members = {
+    "magnitude": Quadratic(G, H, m=1),
+    "wanda": Quadratic(G, H, s=1),
+    "owanda": Quadratic(G, H, t=1),
+    "symmetric sum": Quadratic(G, H, s=1, t=1),
+    "product": Quadratic(G, H, c=1),
+    "damped product": Quadratic(G, H, c=1, s=0.1, t=0.01, m=0.001),
+}
+left, right, removals = torch.eye(8).double(), torch.eye(12).double(), -torch.diag(small.flatten())
+written_out = {
+    name: q.c * torch.kron(H, G)
+    + q.s * torch.kron(left, G)
+    + q.t * torch.kron(H, right)
+    + q.m * torch.eye(96)
+    for name, q in members.items()
+}
+pd.DataFrame(
+    [
+        {
+            "member": name,
+            **{coefficient: getattr(q, coefficient) for coefficient in "cstm"},
+            "removal cost exact": torch.allclose(
+                q.removal_cost(small).flatten(), ((removals @ written_out[name]) * removals).sum(dim=1)
+            ),
+        }
+        for name, q in members.items()
+    ]
+).set_index("member")
+
+# %%
+mask = Unstructured(0.5)(small.abs())
+gathered = StatsAccumulator(12, 8, gram=True)
+gathered.update(inputs)
+exactly = {"max_iterations": 400, "tolerance": 1e-12}
+refits = {
+    "one side": Refit(0.01, **exactly)(small, mask, gathered.finish()),
+    **{
+        f"product, {name}": SymmetricRefit(1, 0, 0.01, 0, **exactly)(
+            small, mask, replace(gathered.finish(), gradient_gram=matrix)
+        )
+        for name, matrix in {"diagonal H": H.diagonal().diag(), "H": H}.items()
+    },
+}
+unmoved = {name: torch.allclose(refit, refits["one side"], atol=1e-6) for name, refit in refits.items()}
+pd.Series(unmoved, name="the weights of the one-sided refit").to_frame()
 
 # %% [markdown]
 # ## Real layers
@@ -232,6 +308,13 @@ assert ends.loc[0.0, "wanda"] == 1 and ends.loc[scales[-1], "magnitude"] > max(
     0.9, ends.loc[0.0, "magnitude"]
 ), "from Wanda to magnitude"
 assert (prediction["ratio"] <= 1 + 1e-5).all(), "the sum of the costs is an upper bound"
+assert all(
+    torch.allclose(q.removal_cost(small).flatten(), ((removals @ written_out[name]) * removals).sum(dim=1))
+    for name, q in members.items()
+), "removing one weight costs the diagonal of the Kronecker products"
+assert unmoved == {"one side": True, "product, diagonal H": True, "product, H": False}, (
+    "a diagonal H scales rows; a whole one joins them"
+)
 orthogonal = prediction[prediction["construction"].isin(["identity", "diagonals"])]
 assert (orthogonal["ratio_squared"] - 1).abs().max() < 1e-4, "orthogonal changes add in squares"
 

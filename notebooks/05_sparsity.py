@@ -33,6 +33,7 @@ seeds = [0]
 propagate = "pruned"
 evaluation_corpus = "embedded"
 n_eval = 2
+eval_seq_len = 64
 batch_size = 2
 sparsity_sweep = [0.6]
 digits = 4
@@ -40,6 +41,7 @@ digits = 4
 # %%
 from symprune import RIA, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, Wanda
 from symprune.measure import Experiment, Protocol
+from symprune.paper.claims import family
 from symprune.paper.figures import perplexity_curves
 from symprune.paper.style import save_figure
 from symprune.paper.tables import crossings, perplexity_table, save_table
@@ -116,22 +118,21 @@ for (model, method, seed), of in rows[rows["method"] != "dense"].groupby(
 
 # %% [markdown]
 # ## Verdicts
+#
+# Of what notebooks 02 and 06 do not judge already: each comparison is judged once.
 
 # %%
 claims = [
     Claim("ria_below_wanda", "ria loses less than wanda", "ria", "wanda"),
     Claim("stochria_below_ria", "stochria with beta = 0.1 loses less than ria", "stochria", "ria"),
     Claim("r2dsnot_below_ria", "R2-DSnoT from ria loses less than ria", "ria + r2dsnot", "ria"),
-]
-close = [
     Claim(
         "stochria_close_to_ria",
         "stochria with beta = 0.1 stays within 5 % of ria",
         "stochria",
         "ria",
         margin=0.05,
-    )
+    ),
 ]
-verdicts = judge_all(rows, claims, by=["model", "pattern"], comparisons=len(claims) * len(sparsity_sweep))
-verdicts += judge_all(rows, close, by=["model", "pattern"], comparisons=len(sparsity_sweep))
+verdicts = judge_all(rows, claims, by=["model", "pattern"], family=family("05_sparsity"))
 save_verdicts(verdicts, profile, "05_sparsity")

@@ -36,6 +36,7 @@ seeds = [0]
 propagate = "pruned"
 evaluation_corpus = "embedded"
 n_eval = 2
+eval_seq_len = 64
 batch_size = 2
 refinement_starts = ["wanda"]
 refined_sparsities = [0.6]
@@ -46,6 +47,7 @@ zero_shot_limit = 2
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Accuracy, Experiment, Protocol
 from symprune.paper.accuracy import accuracy_table
+from symprune.paper.claims import family
 from symprune.paper.compare import paired_accuracy
 from symprune.paper.figures import accuracy_bars
 from symprune.paper.style import save_figure
@@ -123,8 +125,8 @@ assert [correct.count("1") / n for correct, n in zip(rows["correct"], rows["n"],
 # %% [markdown]
 # ## Verdicts
 #
-# Each comparison is a paired bootstrap over examples, seeds averaged, over the mean of the tasks. The
-# interval covers the choice of examples on this model; a model of this size answers so little beyond chance
+# Each comparison is paired over examples crossed with draws of calibration text, over the mean of the tasks.
+# The interval covers the choice of both on this model; a model of this size answers so little beyond chance
 # that small differences stay undecided.
 
 # %%
@@ -134,5 +136,7 @@ claims = [
     Claim("r2dsnot_above_dsnot", "r2dsnot answers more rightly than dsnot", "r2dsnot", "dsnot"),
 ]
 refined = rows.assign(start="from " + rows["method"])
-verdicts = judge_all(refined, claims, by=["model", "start"], column="refine", compare=paired_accuracy)
+verdicts = judge_all(
+    refined, claims, ["model", "start"], family("07_zero_shot"), column="refine", compare=paired_accuracy
+)
 save_verdicts(verdicts, profile, "07_zero_shot")

@@ -35,6 +35,7 @@ seq_len = 64
 seeds = [0]
 evaluation_corpus = "embedded"
 n_eval = 2
+eval_seq_len = 64
 batch_size = 2
 refinement_starts = ["wanda"]
 ablated = ["keep_sign"]
@@ -49,6 +50,7 @@ from dataclasses import replace
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap, SketchSwap
+from symprune.paper.claims import family
 from symprune.paper.figures import heat_map, perplexity_curves
 from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table
@@ -262,14 +264,6 @@ little = [
     ),
 ]
 ablation = rows.assign(start="from " + rows["method"])
-verdicts = []
-for listed in (claims, little):
-    measured = [claim for claim in listed if {claim.a, claim.b} <= parts.keys()]
-    verdicts += judge_all(
-        ablation,
-        measured,
-        by=["model", "start"],
-        column="part",
-        comparisons=len(measured) * len(refinement_starts),
-    )
+measured = [claim for claim in [*claims, *little] if {claim.a, claim.b} <= parts.keys()]
+verdicts = judge_all(ablation, measured, ["model", "start"], family("08_ablation"), column="part")
 save_verdicts(verdicts, profile, "08_ablation")

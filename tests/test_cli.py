@@ -36,6 +36,7 @@ COMMANDS = [
     "fetch",
     "reproduce",
     "verify-report",
+    "verify-records",
     "render",
     "doctor",
 ]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import gensim
@@ -199,13 +200,57 @@ def test_evaluation_windows_follow_each_other_through_the_joined_text(documents)
     assert (with_bos == 256).sum() == 1  # once for the text, as published, not once per window
 
 
-@pytest.mark.parametrize("n", [1, 2, 7])
-def test_fewer_windows_are_spread_evenly(documents, n):
-    every = corpora.evaluation_windows(str(documents), Bytes(), 64)
-    some = corpora.evaluation_windows(str(documents), Bytes(), 64, n)
-    places = [i * len(every) // n for i in range(n)]
-    assert torch.equal(some, every[places])
-    assert len(set(places)) == n
+def articles_by_characters(texts: list[str], windows: torch.Tensor) -> list[int]:
+    """The article of each window's first byte, counted through the joined text."""
+    owner = [i for i, text in enumerate(texts) for _ in (text + "\n\n").encode()]
+    return [owner[i * windows.shape[1]] for i in range(len(windows))]
+
+
+def test_a_window_belongs_to_the_article_of_its_first_token(documents):
+    texts = [json.loads(line)["text"] for line in documents.read_text().splitlines()]
+    windows, articles = corpora.evaluation_text(str(documents), Bytes(), 64)
+    assert articles == articles_by_characters(texts, windows)
+    assert len(set(articles)) > 2
+
+
+def test_the_articles_of_a_fast_tokenizers_windows_are_those_of_their_words(tokenizer):
+    windows, articles = corpora.evaluation_text("embedded", tokenizer, 64)
+    assert torch.equal(windows, corpora.evaluation_windows("embedded", tokenizer, 64))
+    texts = corpora.documents("embedded", "evaluation")
+    assert sorted(set(articles)) == list(range(len(texts)))
+    assert articles == sorted(articles)
+    for article, window, after in zip(articles, windows, [*articles[1:], None], strict=True):
+        if article == after:
+            assert tokenizer.decode(window[2:-2]) in texts[article]
+
+
+def test_articles_of_wikitext_begin_at_their_titles(monkeypatch):
+    lines = ["", " = One = \n", "", "a " * 40, " = = Section = = \n", "b " * 40, " = Two = \n", "c " * 60]
+    monkeypatch.setattr(corpora, "documents", lambda corpus, split: lines)
+    windows, articles = corpora.evaluation_text("wikitext2", Bytes(), 16)
+    assert windows.flatten().tolist() == list("\n\n".join(lines).encode())[: windows.numel()]
+    first_of_two = "\n\n".join(lines).index(" = Two")
+    assert len(set(articles)) == 3  # what lies before the first title is one of its own
+    assert [article == articles[-1] for article in articles] == [
+        16 * i >= first_of_two for i in range(len(articles))
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 7, 11])
+def test_fewer_windows_are_spread_over_articles(documents, n):
+    every, articles = corpora.evaluation_text(str(documents), Bytes(), 64)
+    some, told = corpora.evaluation_text(str(documents), Bytes(), 64, n)
+    places = [next(i for i, one in enumerate(every) if torch.equal(one, window)) for window in some]
+    assert [articles[place] for place in places] == told
+    assert places == sorted(set(places))
+    counts, sizes = Counter(told), Counter(articles)
+    assert len(counts) == min(n, len(sizes))
+    # no article gives a second window while another has given none that it has
+    assert all(counts[a] >= min(sizes[a], max(counts.values()) - 1) for a in sizes)
+    for article, times in counts.items():
+        own = [i for i, other in enumerate(articles) if other == article]
+        if times == 1 and len(own) > 2:
+            assert own[0] < places[told.index(article)] < own[-1], "from the middle: it straddles no end"
 
 
 def test_all_windows_may_be_asked_for_by_number_and_not_one_more(documents):

@@ -55,6 +55,18 @@ def test_rows_come_in_the_order_of_the_recipes_with_one_row_per_seed_that_matter
     assert all(len(losses) == 3 for losses in rows["window_losses"])
 
 
+def test_rows_say_how_far_from_the_dense_model_a_pruned_one_is_and_of_which_articles(protocol):
+    """On statistics of the dense model, gathered before, between and after what the dense model predicts."""
+    rows = Experiment(Protocol(**{**protocol, "propagate": "dense", "seeds": [0]})).run([WANDA, None, RIA_NM])
+    dense, pruned = rows[rows["method"] == "dense"], rows[rows["method"] != "dense"]
+    assert (dense[["kl", "agreement"]].iloc[0].tolist(), len(pruned)) == ([0, 1], 2)
+    assert (pruned["kl"] > 0).all()
+    assert pruned["agreement"].between(0, 0.999).all()
+    assert rows["articles"].tolist() == [[0, 0, 0]] * 3, "the corpus is one text"
+    record = Experiment(Protocol(**{**protocol, "propagate": "dense"})).record(protocol["models"][0], WANDA)
+    assert sum(record.metrics["window_kl"]) / 3 == rows["kl"][0]
+
+
 def test_a_second_run_measures_nothing_and_does_not_load_the_model(protocol, measured, monkeypatch):
     first = Experiment(Protocol(**protocol)).run([None, MAGNITUDE, WANDA])
     assert measured == [("dense", 0), (MAGNITUDE.label, 0), (WANDA.label, 0), (WANDA.label, 1)]

@@ -25,7 +25,7 @@ import timed_pruning
 
 @pytest.fixture(scope="module")
 def small() -> dict:
-    sizes = {"windows": 6, "few": 3, "seq_len": 16, "budget_seconds": 300.0}
+    sizes = {"windows": 6, "few": 3, "seq_len": 16, "budget_seconds": 300.0, "only": [""]}
     return {"size": "tiny", "device": "cpu", "dtype": "float32", **sizes}
 
 
@@ -61,7 +61,18 @@ def test_every_recipe_is_measured_beside_its_prediction_and_the_table_says_so(fo
     assert wanda["alike_first"] > 0.999
     loop = found["parts"][gpu_check.LOOP]["seconds"]
     assert f"Ours takes {wanda['seconds'] / loop:.2f} of the published loop's time." in table
+    least = found["parts"][gpu_check.PASSES]["seconds"] / loop
+    assert f"Two passes over the layers, without statistics and masks, take {least:.2f} of it." in table
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_part_is_done_anew_without_the_others(small, found, tmp_path):
+    file = tmp_path / "processor.json"
+    file.write_text(json.dumps(found))
+    again = gpu_check.check(argparse.Namespace(**small | {"only": ["runner"]}, out=tmp_path)).found["parts"]
+    changed = {name for name, part in again.items() if part != found["parts"][name]}
+    assert again.keys() == found["parts"].keys()
+    assert changed <= {"runner"}
 
 
 def test_what_would_take_too_long_is_cut_at_a_layer_and_what_fails_is_told(small, tmp_path):

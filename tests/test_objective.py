@@ -7,8 +7,15 @@ import torch
 from test_scores import CASES
 from torch import Tensor
 
+from symprune.methods.masks import Unstructured
 from symprune.methods.norms import row_column_norms
-from symprune.methods.objective import additive_gap, objective, removal_cost, squared_counterexample
+from symprune.methods.objective import (
+    Quadratic,
+    additive_gap,
+    objective,
+    removal_cost,
+    squared_counterexample,
+)
 from symprune.methods.pairs import CONSTRUCTIONS, FORMULAS, PAIRS, random_directions
 from symprune.methods.scores import RI, SCORES, LpNorm
 from symprune.methods.stats import LayerStats, StatsAccumulator
@@ -160,3 +167,74 @@ def test_no_gap_where_columns_have_equal_norms():
     assert additive_gap(LpNorm(p=2)(weight, stats) / weight.abs()) < 1e-12, (
         "unsquared, every relative importance is such a sum"
     )
+
+
+# The family with whole matrices.
+
+MEMBERS = {  # (c, s, t, m)
+    "magnitude": (0, 0, 0, 1),
+    "wanda": (0, 1, 0, 0),
+    "owanda": (0, 0, 1, 0),
+    "symmetric": (0, 1, 1, 0),
+    "product": (1, 0, 0, 0),
+    "damped": (0, 1, 0, 0.3),
+    "all": (0.7, 0.2, 0.5, 0.1),
+}
+
+
+def matrices() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weight, X, Y, _ = layer()
+    return weight, X, Y, torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_the_family_is_its_kronecker_products(member):
+    (weight, X, Y, change), (c, s, t, m) = matrices(), MEMBERS[member]
+    G, H, left, right = X.t() @ X, Y @ Y.t(), torch.eye(6).double(), torch.eye(9).double()
+    A = (
+        c * torch.kron(H, G)
+        + s * torch.kron(left, G)
+        + t * torch.kron(H, right)
+        + m * torch.kron(left, right)
+    )
+    quadratic, d = Quadratic(G, H, c, s, t, m), change.flatten()
+    torch.testing.assert_close(quadratic.value(change).sum(), d @ A @ d)
+    torch.testing.assert_close(quadratic.gradient(change).flatten(), A @ d)
+    torch.testing.assert_close(quadratic.diagonal(6).flatten(), A.diagonal())
+    for i, j in [(0, 0), (5, 8), (2, 7)]:
+        alone = (without(weight, i, j) - weight).flatten()
+        torch.testing.assert_close(quadratic.removal_cost(weight)[i, j], alone @ A @ alone)
+    if not c and not t:  # rows are by themselves
+        apart = Quadratic(G, None, c, s, t, m)
+        torch.testing.assert_close(apart.gradient(change), quadratic.gradient(change))
+        torch.testing.assert_close(apart.diagonal(6), quadratic.diagonal(6))
+        rows = torch.stack([row @ (s * G + m * right) @ row for row in change])
+        torch.testing.assert_close(apart.value(change)[:, 0], rows)
+
+
+def test_the_squared_symmetric_objective_and_damping_are_members():
+    weight, X, Y, change = matrices()
+    G, H = X.t() @ X, Y @ Y.t()
+    expected = objective(weight, weight + change, X, Y, squared=True)
+    torch.testing.assert_close(Quadratic(G, H, s=1, t=1).value(change)[0, 0], expected)
+    torch.testing.assert_close(
+        Quadratic(G, H, s=1, t=1).removal_cost(weight), removal_cost(weight, X, Y, squared=True)
+    )
+    root = 0.3**0.5 * torch.eye(6).double()
+    damped = objective(weight, weight + change, X, root, squared=True)
+    torch.testing.assert_close(Quadratic(G, s=1, m=0.3).value(change).sum(), damped)
+    a, b = 0.2, 0.7
+    expanded = Quadratic(G, H, 1, a, b, a * b)
+    both = Quadratic(G + b * torch.eye(9).double(), H + a * torch.eye(6).double(), c=1)
+    torch.testing.assert_close(expanded.gradient(change), both.gradient(change))
+
+
+def test_a_diagonal_of_the_outputs_scales_rows_and_changes_no_mask_within_them():
+    weight, X, Y, _ = matrices()
+    G, H = X.t() @ X, Y @ Y.t()
+    h = H.diagonal()
+    cost = Quadratic(G, h.diag(), c=1).removal_cost(weight)
+    torch.testing.assert_close(cost, h[:, None] * Quadratic(G, s=1).removal_cost(weight))
+    by_row, by_layer = Unstructured(0.5), Unstructured(0.5, "layer")
+    assert torch.equal(by_row(cost), by_row(Quadratic(G, s=1).removal_cost(weight)))
+    assert not torch.equal(by_layer(cost), by_layer(Quadratic(G, s=1).removal_cost(weight)))

@@ -17,6 +17,7 @@ from symprune.methods.recipe import method_dict, method_label, parse_method, par
 from symprune.methods.refine import AS_PUBLISHED, REFINERS, ExactSwap
 from symprune.methods.refine.refinement import later
 from symprune.methods.scores import SCORES
+from symprune.methods.update import CHOICES, UPDATES, Refit, SparseGPT, SymmetricRefit
 
 # Values that each hyperparameter may take; a hyperparameter that is not here fails the test of its method.
 VALUES = {
@@ -42,6 +43,11 @@ VALUES = {
     "gamma_prune": st.floats(0, 1),
     "sparsity": st.floats(0, 0.999),
     "group": st.sampled_from(["output", "layer"]),
+    "damping": st.floats(0, 1),
+    "tolerance": st.floats(0, 1),
+    "max_iterations": st.integers(0, 100),
+    "block": st.integers(1, 256),
+    **{name: st.floats(0, 2) for name in ("product", "inputs", "outputs", "identity")},
 }
 
 
@@ -56,7 +62,13 @@ def methods(registry: dict) -> st.SearchStrategy:
     return st.one_of([of(cls) for cls in registry.values()])
 
 
-recipes = st.builds(Recipe, methods(SCORES), methods(PATTERNS), st.none() | methods(REFINERS))
+recipes = st.builds(
+    Recipe,
+    methods(SCORES | CHOICES),
+    methods(PATTERNS),
+    st.none() | methods(REFINERS),
+    st.none() | methods(UPDATES),
+)
 
 
 @given(recipes)
@@ -81,7 +93,16 @@ def test_a_refiner_is_read_back_from_its_label(refiner):
     assert parse_method("refinement", method_label(refiner), REFINERS) == refiner
 
 
-@pytest.mark.parametrize(("kind", "registry"), [("score", SCORES), ("refinement", REFINERS)])
+@given(methods(UPDATES))
+@settings(max_examples=100, deadline=None)
+def test_an_update_is_read_back_from_its_label(update):
+    assert parse_method("update", method_label(update), UPDATES) == update
+
+
+@pytest.mark.parametrize(
+    ("kind", "registry"),
+    [("score", SCORES), ("score", CHOICES), ("refinement", REFINERS), ("update", UPDATES)],
+)
 def test_every_name_alone_is_the_method_with_its_defaults(kind, registry):
     for name, cls in registry.items():
         assert parse_method(kind, name, registry) == cls()
@@ -138,6 +159,18 @@ def test_labels_show_what_differs_from_the_defaults():
     )
     assert Recipe(LpNorm(p=math.inf), Unstructured(0.5, "layer")).label == "lp_norm(p=inf), 0.5 per layer"
     assert method_label(StochRIA(sampling="shared", seed=3)) == "stochria(sampling='shared', seed=3)"
+
+
+def test_a_recipe_without_an_update_says_nothing_of_it_and_one_with_it_says_it_last():
+    refit = Recipe("wanda", "0.6", update="refit(damping=0.1)")
+    assert refit.to_dict().keys() - Recipe("wanda", "0.6").to_dict().keys() == {"update"}
+    assert refit.label == "wanda, 0.6 per output, refit(damping=0.1)"
+    assert Recipe("sparsegpt", "2:4", update="sequential").label == "sparsegpt, 2:4, sequential"
+    assert (refit.update, Recipe("sparsegpt").score) == (Refit(damping=0.1), SparseGPT())
+    assert refit.uses == {"input_norm", "gram"}
+    assert Recipe("magnitude", update=SymmetricRefit()).uses == {"gram", "gradient_gram"}
+    assert Recipe("magnitude", update=SymmetricRefit(product=0, outputs=0)).uses == {"gram"}
+    assert Recipe("wanda", update="none") == Recipe("wanda")
 
 
 def test_patterns_that_differ_have_labels_that_differ():

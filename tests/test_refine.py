@@ -316,7 +316,7 @@ def test_nothing_happens_where_nothing_can(refiner, pattern, dtype):
     weight, mask, stats = random_case(5, 12, 24, dtype)
     stats = with_gram(stats, 24)
     zero = torch.zeros(24, dtype=dtype)
-    nothing = torch.zeros(24, 24, dtype=dtype), torch.zeros(24, 24, dtype=F64)
+    nothing = torch.zeros(24, 24, dtype=dtype), None, torch.zeros(24, 24, dtype=F64)
     silent = LayerStats(zero, zero, zero, zero, None, 240, 4, *nothing)
     unseen = LayerStats(zero, zero, zero, zero, None, 0, 0, *nothing)
     for same in (torch.ones_like(mask), torch.zeros_like(mask)):

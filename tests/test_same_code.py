@@ -10,8 +10,9 @@ import symprune.base.code as code
 from symprune import RIA, LpNorm, Magnitude, Recipe, Unstructured, Wanda
 from symprune.base import records
 from symprune.base.records import Record, Store
-from symprune.measure import Experiment, Protocol, ScoreTime, WindowLosses
+from symprune.measure import Experiment, MaskOverlap, Protocol, ScoreTime, WindowLosses
 from symprune.measure import same_code as module
+from symprune.measure.asked_again import cell_of, verify_records
 from symprune.methods import scores
 
 P2, P1 = Recipe(LpNorm(p=2.0)), Recipe(LpNorm(p=1.0))
@@ -189,3 +190,33 @@ def test_what_was_found_lies_beside_the_records_and_is_no_record(protocol, told,
     shutil.rmtree(file.parent)
     Experiment(Protocol(**protocol)).record(protocol["models"][0], P2)
     assert told.count("they are equal") == 2
+
+
+def test_records_become_the_questions_that_they_answer_and_are_measured_again(protocol, measured):
+    dense = Protocol(**{**protocol, "propagate": "dense", "calibration_dtype": "float64", "n_eval": None})
+    experiment = Experiment(dense)
+    other = replace(dense, n_calib=1, seeds=(5, 6))
+    experiment.run([None, P2, WANDA])
+    experiment.run([(WANDA, P1)], MaskOverlap(), MaskOverlap(against=other))
+    experiment.run([(Magnitude(), RIA())], ScoreTime(repeats=1, n_layers=1))
+    found = {record.key: cell_of(Protocol(**protocol), record) for record in experiment.store}
+    assert [cell for cell in found.values() if cell is None] == [None]  # seconds
+    for key, (its, cell) in ((key, pair) for key, pair in found.items() if pair):
+        assert records.run_key(its.question(cell)) == key
+    kept = list(experiment.store)
+    measured.clear()
+    assert verify_records(dense, kept) == (3, [])
+    assert WANDA.label in measured
+    spoilt = [
+        replace(r, metrics={**r.metrics, "perplexity": r.metrics.get("perplexity", 0) + 1}) for r in kept
+    ]
+    n, findings = verify_records(dense, spoilt)
+    assert n == 3
+    assert any("perplexity is measured otherwise (measurement WindowLosses" in line for line in findings)
+
+
+def test_a_record_of_another_text_cannot_be_asked_again(protocol):
+    record = Experiment(Protocol(**protocol)).record(protocol["models"][0], WANDA)
+    run = {**record.run, "evaluation": {**record.run["evaluation"], "windows": "0" * 16}}
+    with pytest.raises(ValueError, match="its text, weights or profile are other ones now"):
+        cell_of(Protocol(**protocol), replace(record, run=run))

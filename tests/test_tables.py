@@ -121,11 +121,28 @@ def test_seeds_are_averaged_before_curves_cross():
     assert tables.crossings(frame, "x")["at"].tolist() == [1.5]
 
 
+def test_divergence_and_agreement_stand_in_one_cell_and_the_dense_model_in_none():
+    rows = [
+        ("dense", "dense", None, 0.0, 1.0),
+        ("magnitude", "2:4", None, 2.5, 0.25),
+        ("wanda", "2:4", 0, 0.5, 0.75),
+        ("wanda", "2:4", 1, 0.75, 0.5),
+        ("wanda", "4:8", 0, 0.25, 0.875),
+    ]
+    frame = pd.DataFrame(rows, columns=["method", "pattern", "seed", "kl", "agreement"])
+    table = tables.divergence_table(frame)
+    assert table.to_dict() == {
+        "2:4": {"magnitude": "2.50 (25.0 %)", "wanda": "0.625 ± 0.177 (62.5 ± 17.7 %)"},
+        "4:8": {"magnitude": "", "wanda": "0.250 (87.5 %)"},
+    }
+
+
 def test_what_there_is_of_every_window_example_or_linear_stays_out_of_a_csv():
     rows = {
         "acc": [0.5],
         "correct": ["10"],
         "window_losses": [[1.0]],
+        "articles": [[0]],
         "linear_jaccard": [[1.0]],
         "recipe_key": ["k"],
         "record": ["abc"],
@@ -305,5 +322,7 @@ def test_the_protocol_lists_what_differs_and_leaves_out_rows_that_were_not_calib
     )
     assert tables.protocol(pd.DataFrame(rows[:1])) == f"{expected} Float32."
     assert tables.protocol(pd.DataFrame([{"accuracy": 0.5}])) == ""
+    told = [{**row, "articles": [0, 0, 3]} for row in rows[:1]]
+    assert tables.protocol(pd.DataFrame(told)).startswith(expected[:-1] + ", of 2 articles. ")
     answered = [{"task": "rte", "n": 277}, {"task": "boolq", "n": 400}, {"task": "rte", "n": 277}]
     assert tables.protocol(pd.DataFrame(answered)) == "Evaluated on rte, boolq: 277, 400 examples."

@@ -10,3 +10,4 @@ Mask = Bool[Tensor, "d_out d_in"]  # True = kept
 Inputs = Float[Tensor, "... d_in"]
 Outputs = Float[Tensor, "... d_out"]
 Windows = Int[Tensor, "windows seq_len"]
+Logits = Float[Tensor, "... vocabulary"]

@@ -1,5 +1,5 @@
 """The `symprune` command: prune, eval, calibrate, merge, apply, verify, diff, fetch, reproduce,
-verify-report, render, doctor.
+verify-report, verify-records, render, doctor.
 """
 
 import argparse
@@ -62,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--score",
         default=Default("ria"),
-        help="a score, with hyperparameters if wanted: wanda, 'ria(alpha=1.0)' (default: %(default)s)",
+        help="a score, with hyperparameters if wanted: wanda, 'ria(alpha=1.0)'; or sparsegpt, which chooses"
+        " the mask itself (default: %(default)s)",
     )
     p.add_argument(
         "--pattern",
@@ -87,6 +88,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="a refinement of the mask, listed below (default: %(default)s)",
     )
     p.add_argument(
+        "--update",
+        default=Default("none"),
+        help="what happens to the weights that stay: refit, symmetric_refit, sequential (default:"
+        " %(default)s)",
+    )
+    p.add_argument(
         "--propagate",
         help="pruned: calibrate on what pruned layers send on; dense (default: pruned, with --statistics"
         " dense)",
@@ -105,7 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--statistics",
         metavar="FILE",
-        help="statistics of `symprune calibrate` or `merge`, instead of windows",
+        help="statistics of `symprune calibrate` or `merge`, instead of windows; with --propagate pruned,"
+        " their gradients beside windows",
     )
     p.add_argument(
         "--stream",
@@ -135,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--n-eval",
         type=options.at_least_one,
-        help="windows, spread evenly over the split (default: all)",
+        help="windows, from as many articles as there are (default: all)",
     )
     p.add_argument(
         "--tasks",
@@ -158,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--gather",
         default=Default(""),
-        help="what is gathered only if asked for: output_norm, gram, sketch64 (any number), with commas",
+        help="what is gathered only if asked for: output_norm, gram, gradient_gram, sketch64 (any number)",
     )
     p.add_argument(
         "--output-side",
@@ -282,6 +290,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Draw every table, figure and verdict of a profile again from its published records"
         " alone, and compare.",
         example="verify-report --profile cpu",
+    )
+    command(
+        "reproducing.run_verify_records",
+        profile,
+        help="measure a sample of a profile's records again",
+        description="Measure again a record of each score, pattern, refinement and measurement of a profile,"
+        " and compare: to the bit on the processor on record, within 0.1 % elsewhere.",
+        example="verify-records --profile cpu",
     )
     command(
         "reproducing.run_render",

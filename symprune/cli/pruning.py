@@ -29,6 +29,7 @@ from symprune.pruning.calibrate import OUTPUT_SIDES, accumulate
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.prune import PROPAGATE, prune
 from symprune.pruning.report import PruneReport
+from symprune.pruning.sources import GRADIENTS, WindowsBeside
 from symprune.pruning.stream import StreamedRun, Streaming
 from symprune.text import corpora
 
@@ -37,12 +38,13 @@ _WINDOWS = ("corpus", "n_calib", "seq_len", "seed")  # what the calibration wind
 
 def run_prune(args: argparse.Namespace) -> Answer:
     """Prune a model, in memory or streamed, and save it, its masks, or both."""
-    recipe = Recipe(args.score, parse_pattern(args.pattern, args.sparsity, args.group), args.refine)
+    pattern = parse_pattern(args.pattern, args.sparsity, args.group)
+    recipe = Recipe(args.score, pattern, args.refine, args.update)
     propagate = args.propagate or ("pruned" if args.statistics is None else "dense")
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
-    _refuse_contradictions(args)
-    _require_targets(args)
+    _refuse_contradictions(args, recipe)
+    _require_targets(args, recipe)
     tokenizer = models.load_tokenizer(args.model)
     about = about_model(args)
     calibration, about_calibration = _calibration(args, recipe, propagate, tokenizer, about["weights"])
@@ -66,12 +68,13 @@ def run_prune(args: argparse.Namespace) -> Answer:
     return Answer(facts, text)
 
 
-def _refuse_contradictions(args: argparse.Namespace) -> None:
+def _refuse_contradictions(args: argparse.Namespace, recipe: Recipe) -> None:
     if args.pattern != "unstructured":
         refuse(
             args, f"--pattern {args.pattern} says itself how many weights are removed", "sparsity", "group"
         )
-    if args.statistics is not None:
+    beside = args.propagate == "pruned" and GRADIENTS in recipe.uses  # gradients from the file, windows run
+    if args.statistics is not None and not beside:
         refuse(args, "--statistics take the place of calibration windows", *_WINDOWS, "batch_size")
         if args.propagate == "pruned":
             refuse(args, "--statistics are of the dense model alone", "propagate")
@@ -83,12 +86,16 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         refuse(args, "give --stream with it", "memory")
 
 
-def _require_targets(args: argparse.Namespace) -> None:
+def _require_targets(args: argparse.Namespace, recipe: Recipe) -> None:
     if args.stream and args.out is None:
         raise UserError("--stream writes a pruned model: give --out DIR")
     if args.out is None and args.masks is None:
         raise UserError(
             "nothing to write: give --out DIR for the pruned model, --masks FILE for its masks alone, or both"
+        )
+    if args.out is None and recipe.update is not None:
+        raise UserError(
+            f"{method_label(recipe.update)} changes weights, which a mask file does not hold: give --out DIR"
         )
     for option, target in [("--out", args.out), ("--masks", args.masks)]:
         if target is not None:
@@ -98,20 +105,30 @@ def _require_targets(args: argparse.Namespace) -> None:
 def _calibration(
     args: argparse.Namespace, recipe: Recipe, propagate: str, tokenizer, weights: str
 ) -> tuple[Any, dict | None]:
-    """Statistics or windows for the recipe (None: it reads neither), and what a record says of them."""
+    """Statistics or windows for the recipe (None: it reads neither), and what a record says of them.
+
+    With propagation through pruned layers, windows beside the statistics, of which only the gradients count.
+    """
+    found, about = None, {}
     if args.statistics is not None:
         found = stats_files.load(args.statistics)
-        _require_statistics_of(found, args, recipe, weights)
-        return found.statistics, {"propagate": "dense", "asked": found.asked, "parts": found.parts}
+        uses = recipe.uses if propagate == "dense" else frozenset({GRADIENTS})
+        _require_statistics_of(found, args, recipe, uses, weights)
+        about = {"asked": found.asked, "parts": found.parts}
+        if propagate == "dense":
+            return found.statistics, {"propagate": "dense", **about}
     if not recipe.uses:
         return None, None
     windows = _calibration_windows(args, tokenizer)
     asked = {name: getattr(args, name) for name in _WINDOWS}
-    return windows, {**asked, "propagate": propagate, "windows": corpora.digest(windows)}
+    asked |= {"propagate": propagate, "windows": corpora.digest(windows)}
+    if found is None:
+        return windows, asked
+    return WindowsBeside(windows, found.statistics), asked | {"gradients": about}
 
 
 def _require_statistics_of(
-    found: stats_files.Calibration, args: argparse.Namespace, recipe: Recipe, weights: str
+    found: stats_files.Calibration, args: argparse.Namespace, recipe: Recipe, uses: frozenset, weights: str
 ) -> None:
     file, asked = args.statistics, found.asked
     if asked["weights"] != weights or asked["dtype"] != args.dtype:
@@ -122,7 +139,7 @@ def _require_statistics_of(
     if (gathered_in := asked.get("calibration_dtype")) != args.calibration_dtype:
         option = f"--calibration-dtype {gathered_in}" if gathered_in else "no --calibration-dtype"
         raise UserError(f"{file} was gathered in {gathered_in or asked['dtype']}: give {option}")
-    if missing := lacking(stats_files.optional(recipe.uses), asked["gathered"]):
+    if missing := lacking(stats_files.optional(uses), asked["gathered"]):
         raise UserError(
             f"{recipe.label} reads {', '.join(missing)}, which {file} lacks: calibrate with --gather"
             f" {','.join(missing)}"
@@ -170,8 +187,8 @@ def run_calibrate(args: argparse.Namespace) -> Answer:
         raise unknown("output side", args.output_side, OUTPUT_SIDES)
     if "output_norm" not in uses:
         refuse(args, "give --gather output_norm with it", "output_side")
-    elif args.output_side == "gradients":
-        refuse(args, "--output-side gradients are gathered window by window", "batch_size")
+    if GRADIENTS in uses or ("output_norm" in uses and args.output_side == "gradients"):
+        refuse(args, "gradients are gathered window by window", "batch_size")
     windows, part = _shard(args, _calibration_windows(args, models.load_tokenizer(args.model)))
     where = {"dtype": args.dtype, "device": args.device, "seq_len": args.seq_len}
     with progress_bars(args), calibrating_in(args.calibration_dtype):

@@ -1,13 +1,19 @@
-"""The commands on notebooks and what is published of them: reproduce, verify-report, render."""
+"""The commands on notebooks and what is published: reproduce, verify-report, verify-records, render."""
 
 import argparse
 from dataclasses import replace
 
-from symprune.cli.common import Answer
+from symprune.base import paths
+from symprune.base.errors import UserError
+from symprune.base.records import Store, read_lines
+from symprune.cli.common import Answer, progress_bars, tell
 from symprune.cli.given import refuse
 from symprune.measure import executors
+from symprune.measure.asked_again import verify_records
+from symprune.measure.protocol import Protocol
 from symprune.methods.recipe import parse_method
 from symprune.paper import notebooks, reproduce, verify
+from symprune.paper.profiles import load_profile
 
 
 def run_reproduce(args: argparse.Namespace) -> Answer:
@@ -48,6 +54,23 @@ def run_verify_report(args: argparse.Namespace) -> Answer:
         )
     return Answer(
         {"agrees": True}, f"every table, figure and verdict of {args.profile} is what its records say"
+    )
+
+
+def run_verify_records(args: argparse.Namespace) -> Answer:
+    """Measure a sample of a profile's records again; raises RuntimeError where one differs."""
+    records = list(Store(paths.records(args.profile)))
+    records = records or list(read_lines(paths.results(args.profile) / "records.jsonl").values())
+    if not records:
+        raise UserError(f"profile {args.profile!r} has no records: `symprune reproduce` measures them")
+    with progress_bars(args):
+        n, findings = verify_records(Protocol.of(load_profile(args.profile)), records)
+    for finding in findings:
+        tell(args, finding)
+    if findings:
+        raise RuntimeError(f"{len(findings)} records are not what this code measures, {findings[0]}")
+    return Answer(
+        {"equal": n}, f"{n} of {len(records)} records, one of each kind, are measured the same again"
     )
 
 

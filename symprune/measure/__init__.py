@@ -1,5 +1,6 @@
 """What a model answers, and the grid of questions whose answers are kept as records."""
 
+from symprune.measure.dense_outputs import DenseOutputs, dense_outputs
 from symprune.measure.experiment import Experiment
 from symprune.measure.perplexity import Perplexity, perplexity
 from symprune.measure.protocol import Protocol
@@ -9,6 +10,7 @@ from symprune.measure.zero_shot import ZeroShot, zero_shot
 
 __all__ = [
     "Accuracy",
+    "DenseOutputs",
     "Experiment",
     "MaskOverlap",
     "Perplexity",
@@ -17,6 +19,7 @@ __all__ = [
     "ScoreTime",
     "WindowLosses",
     "ZeroShot",
+    "dense_outputs",
     "perplexity",
     "zero_shot",
 ]

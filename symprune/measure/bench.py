@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from symprune import models
 from symprune.base import paths
+from symprune.measure.dense_outputs import DenseOutputs, dense_outputs
 from symprune.measure.protocol import Protocol
 from symprune.measure.record_rows import totals
 from symprune.methods.recipe import Recipe
@@ -37,6 +39,7 @@ class Loaded:
         self._model, self._copy = model, models.copy_weights(model)
         self.pruned_by: tuple | None = None  # what it is pruned by now; None: by nothing, or in parts
         self.pruning: dict[str, Any] = {}  # what that brought
+        self._outputs: tuple[str, DenseOutputs] | None = None  # the digest of the windows they are of
 
     @classmethod
     def get(cls, name: dict, device: str) -> "Loaded":
@@ -51,6 +54,13 @@ class Loaded:
         self.pruned_by, self.pruning = None, {}
         models.restore_weights(self._model, self._copy)
         return self._model
+
+    def dense_outputs(self, windows: Tensor, batch_size: int) -> DenseOutputs:
+        """What the dense model predicts of these windows, kept for the last that were asked about."""
+        if self._outputs is None or self._outputs[0] != corpora.digest(windows):
+            self._outputs = None
+            self._outputs = corpora.digest(windows), dense_outputs(self.pristine(), windows, batch_size)
+        return self._outputs[1]
 
     def as_it_is(self) -> nn.Module:
         """The model with the weights that it has now."""
@@ -82,11 +92,15 @@ class Bench:
         """The model's tokenizer."""
         return models.load_tokenizer(self.name)
 
-    @cached_property
+    @property
     def evaluation_windows(self) -> Tensor:
         """The windows that perplexity is taken of."""
+        return self._evaluation_text[0]
+
+    @cached_property
+    def _evaluation_text(self) -> tuple[Tensor, list[int]]:
         p = self.protocol
-        return corpora.evaluation_windows(
+        return corpora.evaluation_text(
             p.evaluation_corpus, self.tokenizer, p.eval_seq_len, p.n_eval, p.evaluation_split
         )
 
@@ -144,14 +158,15 @@ class Bench:
         }
 
     def evaluation_name(self) -> dict:
-        """What perplexity is taken of."""
-        p, windows = self.protocol, self.evaluation_windows
+        """What perplexity is taken of; articles: the one that each window's first token belongs to."""
+        p, (windows, articles) = self.protocol, self._evaluation_text
         return {
             "corpus": p.evaluation_corpus,
             "split": p.evaluation_split,
             "seq_len": p.eval_seq_len,
             "windows": corpora.digest(windows),
             "n_windows": len(windows),
+            "articles": articles,
             "bos": corpora.adds_bos(self.tokenizer),
         }
 
@@ -161,6 +176,10 @@ class Bench:
     def loaded(self) -> Loaded:
         """The model in memory."""
         return Loaded.get(self.model_name, self.protocol.device)
+
+    def dense_outputs(self) -> DenseOutputs:
+        """What the dense model predicts of the evaluation windows; ask before pruning: it may undo that."""
+        return self.loaded.dense_outputs(self.evaluation_windows, self.protocol.batch_size)
 
     def pruned(self, recipe: Recipe | None, seed: int) -> tuple[nn.Module, dict[str, Any]]:
         """The model pruned by a recipe (None: dense), and what pruning it brought; kept until the next call.
@@ -189,6 +208,8 @@ class Bench:
         }
         if recipe.refine:
             pruning["refined"] = totals([linear.refined for linear in report.linears if linear.refined])
+        if updated := [linear.updated for linear in report.linears if linear.updated]:
+            pruning["updated"] = {name: fmean(of[name] for of in updated) for name in updated[0]}
         return pruning
 
     def statistics(self, uses: frozenset[str], seed: int) -> dict[str, LayerStats | None]:
@@ -202,7 +223,10 @@ class Bench:
         held_seed, held, _ = self._statistics or (None, frozenset(), {})
         if held_seed != seed or lacking(uses, held):
             wanted = uses | (held if held_seed == seed else frozenset())
-            wanted -= {"gram"} - uses  # Gram matrices are too large to keep for recipes that do not read them
+            wanted -= {
+                "gram",
+                "gradient_gram",
+            } - uses  # Gram matrices are too large to keep for recipes that do not read them
             self._statistics = seed, wanted, self._gathered_or_kept(model, wanted, seed)
         return self._statistics[2]
 
@@ -212,7 +236,7 @@ class Bench:
         how = {"output_side": p.output_side, "batch_size": p.batch_size}
         where = {"dtype": p.dtype, "device": p.device, "seq_len": p.seq_len}
         with calibrating_in(p.calibration_dtype):
-            if "gram" in uses:
+            if uses & {"gram", "gradient_gram"}:
                 return gather(model, windows, uses, **how)
             found = stats_files.remembered(
                 paths.statistics(),

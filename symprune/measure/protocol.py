@@ -47,7 +47,7 @@ class Protocol:
         settled = {"models": tuple(self.models), "seeds": tuple(self.seeds)}
         for name, value in {**settled, "eval_seq_len": self.eval_seq_len or self.seq_len}.items():
             object.__setattr__(self, name, value)
-        for name in ("n_calib", "seq_len", "n_eval", "batch_size"):
+        for name in ("n_calib", "seq_len", "n_eval", "eval_seq_len", "batch_size"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise UserError(f"{name} must be at least 1, not {size}")
         if not self.seeds or not self.models:

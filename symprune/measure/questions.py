@@ -31,6 +31,7 @@ from symprune.measure.record_rows import (
     evaluation_columns,
     hyperparameter_columns,
     key_columns,
+    loss_columns,
     name_columns,
     recipe_of,
     refinement_columns,
@@ -41,14 +42,16 @@ from symprune.methods.recipe import Recipe, build, method_dict, method_label
 from symprune.methods.scores import SCORES
 from symprune.methods.stats import LayerStats
 from symprune.models.precision import as_calibrated, calibrating_in
-from symprune.pruning.prune import make_mask, score_linear
+from symprune.pruning.prune import make_mask
 from symprune.text.corpora import adds_bos
 from symprune.text.tasks import identity
 
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """Perplexity, from the mean token loss of every evaluation window; subject: a recipe (None: dense)."""
+    """Perplexity, from the mean token loss of every evaluation window, and from the same forward pass the
+    divergence from the dense model and the agreement with its first choices; subject: a recipe (None: dense).
+    """
 
     def question(self, bench: Bench, recipe: Recipe | None, seed: int) -> dict:
         """Model, recipe, calibration and evaluation."""
@@ -56,15 +59,18 @@ class WindowLosses:
 
     def measure(self, bench: Bench, recipe: Recipe | None, seed: int) -> dict:
         """Prune and evaluate; raises UserError where the dense model is not what it should be."""
+        dense = bench.dense_outputs()
         model, pruning = bench.pruned(recipe, seed)
         start = time.perf_counter()
-        value = perplexity(model, bench.evaluation_windows, batch_size=bench.protocol.batch_size)
+        value = perplexity(model, bench.evaluation_windows, batch_size=bench.protocol.batch_size, dense=dense)
         if recipe is None:
             dense_gate.check_dense(bench.name, bench.protocol, float(value), adds_bos(bench.tokenizer))
         return pruning | {
             "perplexity": float(value),
             "perplexity_stderr": None if math.isnan(value.stderr) else value.stderr,
             "window_losses": list(value.losses),
+            "window_kl": list(value.kl),
+            "window_agreement": list(value.agreement),
             "seconds_evaluate": time.perf_counter() - start,
         }
 
@@ -77,7 +83,7 @@ class WindowLosses:
             **calibration_columns(record.run["calibration"]),
             **evaluation_columns(record),
             "dtype": record.run["model"]["dtype"],
-            **{name: record.metrics[name] for name in ("perplexity", "perplexity_stderr", "window_losses")},
+            **loss_columns(record.metrics),
             "seconds_prune": record.metrics.get("seconds_prune", 0.0),
             **hyperparameter_columns("score", recipe and recipe.score),
             **hyperparameter_columns("refine", recipe and recipe.refine),
@@ -264,7 +270,7 @@ class ScoreTime:
 
 
 def _mask(name: str, weight: Weight, stats: LayerStats | None, recipe: Recipe) -> Mask:
-    return make_mask(name, weight, score_linear(recipe.score, weight, stats), stats, recipe)[0]
+    return make_mask(name, weight, stats, recipe)[0]
 
 
 def pruned_name(bench: Bench, recipe: Recipe | None, seed: int) -> dict[str, Any]:

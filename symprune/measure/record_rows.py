@@ -25,6 +25,7 @@ def name_columns(record: Record, recipe: Recipe | None) -> dict:
         "method": method_label(recipe.score) if recipe else "dense",
         "refine": (method_label(recipe.refine) if recipe.refine else "none") if recipe else "dense",
         "pattern": pattern_label(recipe.pattern) if recipe else "dense",
+        **({"update": method_label(recipe.update)} if recipe and recipe.update else {}),
     }
 
 
@@ -43,7 +44,16 @@ def evaluation_columns(record: Record) -> dict:
         "evaluated_on": text["corpus"] + split,
         "eval_seq_len": text["seq_len"],
         "n_windows": text["n_windows"],
+        "articles": text.get("articles"),  # records from before windows told their articles have none
     }
+
+
+def loss_columns(metrics: dict) -> dict:
+    """What was measured of every window, and the means; kl and agreement are None where none was measured."""
+    means = {
+        name: fmean(of) if (of := metrics.get(f"window_{name}")) else None for name in ("kl", "agreement")
+    }
+    return {name: metrics[name] for name in ("perplexity", "perplexity_stderr", "window_losses")} | means
 
 
 def key_columns(record: Record, recipe: Recipe | None) -> dict:

@@ -22,7 +22,7 @@ from symprune.methods.recipe import Recipe, method_label, pattern_label
 from symprune.methods.stats import LayerStats
 from symprune.models.precision import as_calibrated, calibrating_in
 from symprune.pruning.calibrate import collecting
-from symprune.pruning.prune import make_mask, score_linear
+from symprune.pruning.prune import make_mask
 from symprune.pruning.runner import LayerRunner
 
 
@@ -115,9 +115,7 @@ class RefinementTerms:
         return {"mean_share": float(share), "refined": [self._path(weight, stats, r) for r in recipes]}
 
     def _path(self, weight: Weight, stats: LayerStats, recipe: Recipe) -> list[dict]:
-        start = make_mask(
-            "", weight, score_linear(recipe.score, weight, stats), stats, replace(recipe, refine=None)
-        )[0]
+        start, _ = make_mask("", weight, stats, replace(recipe, refine=None))
         wanted = {n for cycles in self.cycles for n in (cycles - 1, cycles) if n > 0}
         masks = {
             n: replace(recipe.refine, max_cycles=n).run(weight, start, stats, recipe.pattern).mask

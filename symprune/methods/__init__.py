@@ -17,6 +17,7 @@ from symprune.methods.scores import (
     Wanda,
 )
 from symprune.methods.stats import LayerStats, StatsAccumulator
+from symprune.methods.update import Refit, Sequential, SparseGPT, SymmetricRefit
 
 __all__ = [
     "NM",
@@ -32,11 +33,15 @@ __all__ = [
     "OWanda",
     "R2DSnoT",
     "Recipe",
+    "Refit",
+    "Sequential",
     "SketchSwap",
+    "SparseGPT",
     "StatsAccumulator",
     "StochRIA",
     "SymWanda",
     "Symmetric",
+    "SymmetricRefit",
     "Unstructured",
     "Wanda",
 ]

@@ -1,10 +1,13 @@
-"""The symmetric objective g, and what removing one weight costs under it.
+"""The symmetric objective g, what removing one weight costs under it, and its family with whole matrices.
 
     g(Wp) = ||X (Wp - W)^T||_F + ||Y^T (Wp - W)||_F             X [tokens, d_in], Y [d_out, d]
 
 Zeroing the single weight (i, j) costs exactly |W[i, j]| (x[j] + y[i]), x[j] = ||X[:, j]||_2, y[i] = ||Y[i,
 :]||_2. Every score is this formula with a particular pair (`symprune.methods.pairs`). Source: arXiv
 2501.18980; in PyTorch's layout, the transpose of the paper's.
+
+Squared, with G = X^T X and H = Y Y^T, g is tr(D G D^T) + tr(D^T H D) of the change D. `Quadratic` holds it
+with the product of both sides and with damping, which are of one family.
 """
 
 from dataclasses import dataclass
@@ -54,6 +57,58 @@ class Pair:
         """The score that this pair stands for: every removal cost, in closed form."""
         cost = removal_cost(weight, self.X, self.Y, self.squared)
         return self.factor * (cost.sqrt() if self.squared else cost)
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """tr(D^T (c H D G + s D G + t H D + m D)) of a change D [d_out, d_in] of a weight; our own.
+
+    With vec stacking rows that is vec(D)^T A vec(D), A = c H (x) G + s I (x) G + t H (x) I + m I (x) I. In it
+    are magnitude (m alone), Wanda (s), OWanda (t), the squared symmetric objective (s = t = 1), the
+    Kronecker-factored curvature of LLM Surgeon (arXiv 2312.17244) and YAQA (arXiv 2505.22988) (c), and
+    damping: G + b I is s = 1, m = b, a symmetric objective with Y = b^(1/2) I, and (H + a I) (x) (G + b I)
+    is c = 1, s = a, t = b, m = a b. H: None where c and t are 0, so that every row of D is by itself.
+    """
+
+    G: Float[Tensor, "d_in d_in"]
+    H: Float[Tensor, "d_out d_out"] | None = None
+    c: float = 0.0
+    s: float = 0.0
+    t: float = 0.0
+    m: float = 0.0
+
+    def gradient(self, change: Weight) -> Weight:
+        """Half the gradient at a change: A vec(D), from a product with G and one with H."""
+        by_input = change @ self.G
+        if self.H is None:
+            return by_input.mul_(self.s).add_(change, alpha=self.m)
+        both = self.H @ torch.add(self.t * change, by_input, alpha=self.c)
+        return both.add_(by_input, alpha=self.s).add_(change, alpha=self.m)
+
+    def diagonal(self, d_out: int) -> Weight:
+        """The diagonal of A: c h[i] g[j] + s g[j] + t h[i] + m, h and g the diagonals of H and G."""
+        g = self.G.diagonal()
+        if self.H is None:
+            return (self.s * g + self.m).expand(d_out, -1)
+        h = self.H.diagonal()[:, None]
+        return self.c * h * g + self.s * g + self.t * h + self.m
+
+    def removal_cost(self, weight: Weight) -> Scores:
+        """The objective after zeroing the weight (i, j) alone: W[i, j]^2 times the diagonal.
+
+        Where H is diagonal, c and t alone scale each row: within a row neither a mask nor the weights that
+        lower the objective the most depend on H.
+        """
+        return weight.square() * self.diagonal(len(weight))
+
+    def inner(self, a: Weight, b: Weight) -> Float[Tensor, "rows 1"]:
+        """<a, b> of each row, or where rows are not by themselves of all: a single row."""
+        products = (a * b).sum(dim=1, keepdim=True)
+        return products if self.H is None else products.sum(dim=0, keepdim=True)
+
+    def value(self, change: Weight) -> Float[Tensor, "rows 1"]:
+        """The objective of each row, or of all."""
+        return self.inner(change, self.gradient(change))
 
 
 def squared_counterexample() -> Float[Tensor, "2 2"]:

@@ -1,4 +1,4 @@
-"""What is done to a model, as plain data: a score, a pattern, and perhaps a refinement."""
+"""What is done to a model, as plain data: a score, a pattern, and perhaps a refinement and an update."""
 
 import ast
 import dataclasses
@@ -14,40 +14,48 @@ from symprune.base.errors import UserError, unknown
 from symprune.methods.masks import NM, PATTERNS, Unstructured
 from symprune.methods.refine import REFINERS
 from symprune.methods.scores import SCORES
+from symprune.methods.update import CHOICES, UPDATES
 
 # What a method of one's own must have to stand in a recipe without a place in a registry.
 _NEEDED = {
     "score": ("__call__", "uses"),
     "pattern": ("__call__", "check"),
     "refinement": ("run", "uses", "linears"),
+    "update": ("run", "uses"),
 }
+_REGISTRIES = {"score": SCORES | CHOICES, "pattern": PATTERNS, "refine": REFINERS, "update": UPDATES}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A score, the pattern its mask follows, and a training-free refinement of that mask (None: it stays).
+    """A score, the pattern of its mask, a refinement of the mask, an update of what it keeps (None: none).
 
     Each may be given as the command line takes it, `Recipe("ria(alpha=1.0)", "2:4", "dsnot")`, and is kept as
-    the object that is meant. Raises UserError for what is no score, no pattern, or no refinement.
+    the object that is meant. In the place of a score, "sparsegpt" chooses the mask itself. Raises UserError
+    for what is no score, no pattern, no refinement, or no update.
     """
 
     score: Any
     pattern: Any = Unstructured()  # noqa: RUF009 (frozen, so shared safely)
     refine: Any = None
+    update: Any = None
 
     def __post_init__(self):
         keep = partial(object.__setattr__, self)  # past the freezing
-        keep("score", _meant("score", self.score, SCORES))
+        keep("score", _meant("score", self.score, _REGISTRIES["score"]))
         pattern = parse_pattern(self.pattern) if isinstance(self.pattern, str) else self.pattern
         keep("pattern", _meant("pattern", pattern, PATTERNS))
-        refined = self.refine is not None and self.refine != "none"
-        keep("refine", _meant("refinement", self.refine, REFINERS) if refined else None)
+        for part, kind in (("refine", "refinement"), ("update", "update")):
+            method = getattr(self, part)
+            wanted = method is not None and method != "none"
+            keep(part, _meant(kind, method, _REGISTRIES[part]) if wanted else None)
 
     @property
     def label(self) -> str:
         """The recipe in a line, hyperparameters shown where they differ from the default."""
         refinement = f" + {method_label(self.refine)}" if self.refine else ""
-        return f"{method_label(self.score)}{refinement}, {pattern_label(self.pattern)}"
+        update = f", {method_label(self.update)}" if self.update else ""
+        return f"{method_label(self.score)}{refinement}, {pattern_label(self.pattern)}{update}"
 
     @property
     def key(self) -> str:
@@ -56,27 +64,27 @@ class Recipe:
 
     @property
     def uses(self) -> frozenset[str]:
-        """The fields of `LayerStats` that the score and the refinement read."""
-        return frozenset(self.score.uses) | frozenset(self.refine.uses if self.refine else ())
+        """The fields of `LayerStats` that the score, the refinement and the update read."""
+        return frozenset(use for part in (self.score, self.refine, self.update) if part for use in part.uses)
 
     def to_dict(self) -> dict:
-        """Plain data from which `from_dict` makes an equal recipe."""
-        return {part: method_dict(method) if method else None for part, method in vars(self).items()}
+        """Plain data from which `from_dict` makes an equal recipe; of no update it says nothing."""
+        parts = {part: method_dict(method) if method else None for part, method in vars(self).items()}
+        return {part: plain for part, plain in parts.items() if plain or part != "update"}
 
     @classmethod
     def from_dict(cls, plain: dict) -> "Recipe":
         """The recipe that `to_dict` described; raises UserError for a name or hyperparameter not known."""
-        registries = {"score": SCORES, "pattern": PATTERNS, "refine": REFINERS}
         parts = {}
         for part, method in plain.items():
-            if part not in registries:
-                raise unknown("part of a recipe", part, registries)
+            if part not in _REGISTRIES:
+                raise unknown("part of a recipe", part, _REGISTRIES)
             if isinstance(method, dict):
                 values = {field: value for field, value in method.items() if field != "name"}
-                name, registry = method.get("name"), registries[part]
+                name, registry = method.get("name"), _REGISTRIES[part]
                 before = _before(registry[name]) if isinstance(name, str) and name in registry else {}
                 parts[part] = build(part, name, registry, before | values)
-            elif not (part == "refine" and method is None):
+            elif not (part in ("refine", "update") and method is None):
                 raise UserError(f"the {part} of a recipe is a name and its hyperparameters, not {method!r}")
         if "score" not in parts:
             raise UserError("a recipe needs a score")
@@ -169,7 +177,7 @@ def build(kind: str, name: Any, registry: dict, values: dict) -> Any:
 
 def _name(method: Any) -> str:
     """What a method is called on the command line and in records; one of no registry goes by its class."""
-    named = {cls: name for registry in (SCORES, PATTERNS, REFINERS) for name, cls in registry.items()}
+    named = {cls: name for registry in _REGISTRIES.values() for name, cls in registry.items()}
     return named.get(type(method), type(method).__name__)
 
 
@@ -190,7 +198,7 @@ def _meant(kind: str, method: Any, registry: dict) -> Any:
     """The method itself, or the one that a text describes; raises UserError for what is neither."""
     if isinstance(method, str):
         return parse_method(kind, method, registry)
-    known = {cls for each in (SCORES, PATTERNS, REFINERS) for cls in each.values()}
+    known = {cls for each in _REGISTRIES.values() for cls in each.values()}
     of_their_own = type(method) not in {*known, type} and all(hasattr(method, n) for n in _NEEDED[kind])
     if type(method) not in registry.values() and not of_their_own:
         classes = ", ".join(cls.__name__ for cls in registry.values())

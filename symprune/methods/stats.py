@@ -9,19 +9,19 @@ from torch import Tensor
 
 from symprune.base.types import Inputs, Outputs
 from symprune.methods.sketch import signs
-from symprune.methods.sums import Sum
+from symprune.methods.sums import Sum, at_least_float32, squared_norm
 
 
 @dataclass(frozen=True)
 class LayerStats:
     """Statistics of one linear over all calibration tokens.
 
-    input_norm[j] = ||X[:, j]||_2; output_norm[i] = ||Y[i, :]||_2, the linear's outputs unless said
-    otherwise (None: not gathered). input_var is the variance over all tokens (pooled); input_var_within
-    is the token-weighted mean of the variances inside each sample, as in DSnoT's published code, which
-    drops the spread between samples. Variances divide by n. gram = X^T X (None: not asked for), d_in^2
-    numbers: the one statistic that is not small. sketch = (gram - n_tokens * mean mean^T) Omega (None:
-    not asked for), its r columns in float64, see `symprune.methods.sketch`.
+    input_norm[j] = ||X[:, j]||_2; output_norm[i] = ||Y[i, :]||_2, the linear's outputs unless said otherwise
+    (None: not gathered). input_var is the variance over all tokens (pooled); input_var_within is the
+    token-weighted mean of the variances inside each sample, as in DSnoT's published code, which drops the
+    spread between samples. Variances divide by n. gram = X^T X, and gradient_gram is the same of the loss
+    gradients with respect to the outputs (None: not asked for): the two statistics that are not small. sketch
+    = (gram - n_tokens * mean mean^T) Omega (None: not asked for) in float64, see `symprune.methods.sketch`.
     """
 
     input_norm: Float[Tensor, " d_in"]
@@ -32,6 +32,7 @@ class LayerStats:
     n_tokens: int
     n_samples: int
     gram: Float[Tensor, "d_in d_in"] | None = None
+    gradient_gram: Float[Tensor, "d_out d_out"] | None = None
     sketch: Float[Tensor, "d_in r"] | None = None
 
     def to(self, *args, **kwargs) -> "LayerStats":
@@ -140,8 +141,8 @@ class LinearSums:
 
     group_of[linear] is the group that a linear is in, called by the first of its linears; moments[group] are
     the sums over the inputs that the group received; output_squares[linear] is the sum of the squares of each
-    of its outputs, if any were added; shapes[linear] is (d_out, d_in). A group parts once its linears receive
-    different inputs.
+    of its outputs, if any were added, and gradient_grams[linear] of the products of its outputs' gradients,
+    in float64; shapes[linear] is (d_out, d_in). A group parts once its linears receive different inputs.
     """
 
     def __init__(
@@ -150,9 +151,10 @@ class LinearSums:
         group_of: Mapping[str, str],
         moments: Mapping[str, Moments],
         output_squares: Mapping[str, Sum] | None = None,
+        gradient_grams: Mapping[str, Tensor] | None = None,
     ):
         self.shapes, self.group_of, self.moments = dict(shapes), dict(group_of), dict(moments)
-        self.output_squares = dict(output_squares or {})
+        self.output_squares, self.gradient_grams = dict(output_squares or {}), dict(gradient_grams or {})
 
     @classmethod
     def of_nothing(
@@ -190,6 +192,11 @@ class LinearSums:
         held = self.output_squares.get(linear)
         self.output_squares[linear] = squares if held is None else held + squares
 
+    def add_gradients(self, linear: str, gradients: Outputs) -> None:
+        """Add the products of loss gradients with respect to a linear's outputs, in place."""
+        rows = at_least_float32(gradients.detach()).flatten(0, -2)
+        self.gradient_grams[linear].add_(rows.t() @ rows)
+
     def merge(self, other: "LinearSums") -> "LinearSums":
         """The sums over both streams; linears that share a sum on both sides share the result.
 
@@ -207,7 +214,8 @@ class LinearSums:
                 raise ValueError(
                     "one side gathered outputs and the other did not: their sum would be neither"
                 )
-        return LinearSums(self.shapes, group_of, moments, squares)
+        grams = {name: held + other.gradient_grams[name] for name, held in self.gradient_grams.items()}
+        return LinearSums(self.shapes, group_of, moments, squares, grams)
 
     def join(self, others: "LinearSums") -> None:
         """Take in the sums of other linears, those of another decoder layer for one."""
@@ -215,6 +223,7 @@ class LinearSums:
         self.group_of |= others.group_of
         self.moments |= others.moments
         self.output_squares |= others.output_squares
+        self.gradient_grams |= others.gradient_grams
 
     def finish(self) -> dict[str, LayerStats]:
         """The statistics of every linear; those of one group share the tensors that follow from its inputs.
@@ -227,6 +236,8 @@ class LinearSums:
             stats, squares = of_group[group], self.output_squares.get(name)
             if squares is not None:
                 stats = replace(stats, output_norm=squares.high.sqrt().to(self.moments[group].dtype))
+            if name in self.gradient_grams:
+                stats = replace(stats, gradient_gram=self.gradient_grams[name].to(stats.input_norm.dtype))
             statistics[name] = stats
         return statistics
 
@@ -282,14 +293,4 @@ def _statistics(moments: Moments) -> LayerStats:
     if moments.sketch is not None:
         omega = signs(len(mean), moments.sketch.high.shape[1], torch.float64, mean.device)
         sketch = moments.sketch.high - torch.outer(moments.total, mean @ omega)
-    return LayerStats(*(v.to(dtype) for v in vectors), None, *counts, gram, sketch)
-
-
-def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Half precision as float32, everything else as it is."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def squared_norm(x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
-    """Sum of squares along `dim`, float64; along rows three times as fast as `torch.linalg.vector_norm`."""
-    return x.square().sum(dim=dim).double()
+    return LayerStats(*(v.to(dtype) for v in vectors), None, *counts, gram, sketch=sketch)

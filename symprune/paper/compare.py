@@ -1,15 +1,18 @@
-"""Two sets of measured rows compared pair by pair: over evaluation windows, linears, rounds, or the examples
+"""Two sets of measured rows compared pair by pair: over articles and draws, linears, rounds, or the examples
 of zero-shot tasks.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-_DRAWS = 10_000
+from symprune.paper.crossed import Mean, crossed
+
+ONE_DRAW = "one draw: the draw is not covered"
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class Paired:
 
     n, over: how many pairs, of what. comparisons: how many are made of which any may decide; the interval is
     widened so that all hold together with 95 % (Bonferroni). draws: the ratio with each draw of calibration
-    text, if several.
+    text, if several. detectable: the smallest difference from 1 that would have been found with 80 %;
+    showable: the smallest margin around 1 that could have been shown. note: what the interval leaves out.
     """
 
     ratio: float
@@ -27,8 +31,11 @@ class Paired:
     n: int
     comparisons: int = 1
     what: str = "perplexity"
-    over: str = "windows"
+    over: str = "articles"
     draws: tuple[float, ...] = ()
+    detectable: float | None = None
+    showable: float | None = None
+    note: str = ""
 
     @property
     def decided(self) -> bool:
@@ -37,30 +44,50 @@ class Paired:
 
 
 def paired(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:
-    """Compare the perplexities of two sets of rows of `Experiment.run`, losses averaged over seeds, by
-    Student's t over windows.
+    """Compare the perplexities of two sets of rows of `Experiment.run`, by `crossed` over articles and draws.
 
-    The interval covers the choice of evaluation text. What the draw of calibration text does is told beside
-    it, as the ratio of each seed (a side that reads none is the same in all), and as the spread in the
-    tables. Raises ValueError if a side has no rows, or the rows were not measured on as many windows.
+    A window belongs to the article of its first token; losses are averaged within an article and over rows of
+    one draw (sampling seeds), and articles count alike. A side that reads no calibration text is the same in
+    all draws. With one draw the interval covers articles alone, and says so; so it does of rows that do not
+    tell their windows' articles, each of which then stands for itself. Raises ValueError if a side has no
+    rows, or the rows were not measured on as many windows of the same articles, or on other draws.
     """
-    if len({len(losses) for rows in (a, b) for losses in rows["window_losses"]}) != 1 or a.empty or b.empty:
-        raise ValueError(
-            f"cannot pair {len(a)} rows with {len(b)}: both sides need rows, all on the same evaluation"
-            " windows"
-        )
-    losses = [np.mean(np.array(rows["window_losses"].tolist()), axis=0) for rows in (a, b)]
-    return replace(paired_logs(losses[0] - losses[1], comparisons), draws=_ratio_of_each_draw(a, b))
+    articles = _articles(a, b)
+    names, inverse = np.unique(articles, return_inverse=True)
+    seeds = _draws(a, b)
+    sides = [np.stack([_losses(rows, seed) for seed in seeds], axis=1) for rows in (a, b)]
+    within = np.eye(len(names))[inverse].T
+    cells = within @ (sides[0] - sides[1]) / within.sum(axis=1, keepdims=True)
+    words = _told_draws("articles" if _told(a) else "windows", cells, seeds)
+    if not _told(a):
+        untold = "windows do not tell their articles: measured by another version"
+        words["note"] = "; ".join(filter(None, [untold, words["note"]]))
+    return _of_logs(crossed(cells), len(names), comparisons, **words)
 
 
 def paired_unevenness(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1, lines: str = "rows") -> Paired:
     """Compare how unevenly masks keep weights over "rows" or "columns", by 1 - normalised entropy, linear by
     linear.
 
-    a, b: rows of `Experiment.compare_masks`; entropies are averaged over repetitions.
+    a, b: rows of `Experiment.compare_masks`; linears are crossed with draws of calibration text, entropies
+    averaged over the other repetitions.
     """
-    logs = [np.log(1 - np.array(rows[f"linear_entropy_{lines}"].tolist()).mean(axis=0)) for rows in (a, b)]
-    return paired_logs(logs[0] - logs[1], comparisons, what=f"unevenness over {lines}", over="linears")
+    seeds = _draws(a, b)
+    logs = [
+        [
+            np.log(1 - np.mean(_of_draw(rows, seed)[f"linear_entropy_{lines}"].tolist(), axis=0))
+            for seed in seeds
+        ]
+        for rows in (a, b)
+    ]
+    cells = np.subtract(*logs).T
+    return _of_logs(
+        crossed(cells),
+        len(cells),
+        comparisons,
+        what=f"unevenness over {lines}",
+        **_told_draws("linears", cells, seeds),
+    )
 
 
 def paired_times(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:
@@ -69,32 +96,27 @@ def paired_times(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Pair
     return paired_logs(logs[0] - logs[1], comparisons, what="time", over="rounds")
 
 
-def paired_logs(
-    difference: Sequence[float] | np.ndarray,
-    comparisons: int = 1,
-    what: str = "perplexity",
-    over: str = "windows",
-) -> Paired:
+def paired_logs(difference: Sequence[float] | np.ndarray, comparisons: int, what: str, over: str) -> Paired:
     """The comparison that follows from log a - log b of each pair, by Student's t."""
-    from scipy import stats
-
     difference = np.asarray(difference, dtype=float)
-    n = len(difference)
-    mean, error = (
-        float(difference.mean()),
-        float(difference.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf,
-    )
-    reach = float(stats.t.ppf(1 - 0.025 / comparisons, n - 1)) * error if n > 1 else math.inf
-    bounds = [math.exp(min(max(x, -700), 700)) for x in (mean, mean - reach, mean + reach)]
-    return Paired(*bounds, n=n, comparisons=comparisons, what=what, over=over)
+    return _of_logs(crossed(difference[:, None]), len(difference), comparisons, what=what, over=over)
+
+
+def _of_logs(mean: Mean, n: int, comparisons: int, **words) -> Paired:
+    reach, exp = mean.reach(comparisons), (lambda x: math.exp(min(max(x, -700), 700)))
+    power = (mean.detectable(comparisons), mean.showable(comparisons))
+    detectable, showable = (None if math.isinf(x) else 1 - exp(-x) for x in power)
+    bounds = (exp(mean.value + side * reach) for side in (-1, 1))
+    return Paired(exp(mean.value), *bounds, n, comparisons, detectable=detectable, showable=showable, **words)
 
 
 @dataclass(frozen=True)
 class PairedAccuracy:
-    """The difference of two accuracies, a minus b, with a 95 % interval over examples.
+    """The difference of two accuracies, a minus b, with a 95 % interval over examples and draws.
 
-    gained, lost: examples that a answers rightly and b wrongly, and the other way round; seeds averaged, so
-    they may be fractions. comparisons: as in `Paired`.
+    gained, lost: examples that a answers rightly and b wrongly, and the other way round; draws averaged, so
+    they may be fractions. n_draws: of calibration text, 0 if neither side reads any. comparisons, detectable:
+    as in `Paired`.
     """
 
     difference: float
@@ -104,7 +126,9 @@ class PairedAccuracy:
     lost: float
     n: int
     n_tasks: int = 1
+    n_draws: int = 0
     comparisons: int = 1
+    detectable: float | None = None
 
     @property
     def decided(self) -> bool:
@@ -113,11 +137,10 @@ class PairedAccuracy:
 
 
 def paired_accuracy(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> PairedAccuracy:
-    """Compare two sets of rows on the same examples by a paired bootstrap: seeds averaged, examples drawn
-    anew within each task.
+    """Compare two sets of rows on the same examples, by `crossed` over examples and draws.
 
-    Of several tasks the plain mean is compared. The same numbers each time: the draws are seeded.
-    Raises ValueError unless both sides hold the same tasks, with as many examples.
+    Of several tasks the plain mean is compared. Raises ValueError unless both sides hold the same tasks, with
+    as many examples, and the same draws where they have any.
     """
     sides = [{task: rightly(of) for task, of in rows.groupby("task", sort=False)} for rows in (a, b)]
     sizes = [{task: len(answers) for task, answers in side.items()} for side in sides]
@@ -125,26 +148,28 @@ def paired_accuracy(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> P
         raise ValueError(
             f"cannot pair {sizes[0]} with {sizes[1]}: both sides need the same tasks and examples"
         )
-    rng, means, draws = np.random.default_rng(0), [], []
-    differences = {task: sides[0][task] - sides[1][task] for task in sides[0]}
-    for difference in differences.values():
-        # Few values occur: how often each is drawn says all that a draw of examples says.
-        values, counts = np.unique(difference, return_counts=True)
-        n = len(difference)
-        means.append(difference.mean())
-        draws.append(rng.multinomial(n, counts / n, size=_DRAWS) @ values / n)
-    low, high = np.quantile(np.mean(draws, axis=0), [0.025 / comparisons, 1 - 0.025 / comparisons])
-    every = np.concatenate(list(differences.values()))
-    gained, lost = every.clip(min=0).sum(), (-every).clip(min=0).sum()
+    seeds = _draws(a, b)
+    cells = []
+    for task in sizes[0]:
+        each = [
+            np.stack([rightly(_of_draw(rows[rows["task"] == task], seed)) for seed in seeds], axis=1)
+            for rows in (a, b)
+        ]
+        cells.append(each[0] - each[1])
+    mean = crossed(*cells)
+    reach, detectable = mean.reach(comparisons), mean.detectable(comparisons)
+    every = np.concatenate(cells)
     return PairedAccuracy(
-        float(np.mean(means)),
-        float(low),
-        float(high),
-        float(gained),
-        float(lost),
-        len(every),
-        len(means),
-        comparisons,
+        mean.value,
+        max(mean.value - reach, -1.0),
+        min(mean.value + reach, 1.0),
+        gained=float(every.clip(min=0).mean(axis=1).sum()),
+        lost=float((-every).clip(min=0).mean(axis=1).sum()),
+        n=len(every),
+        n_tasks=len(cells),
+        n_draws=len(seeds) if seeds != [None] else 0,
+        comparisons=comparisons,
+        detectable=None if math.isinf(detectable) else detectable,
     )
 
 
@@ -157,10 +182,48 @@ def rightly(rows: pd.DataFrame) -> np.ndarray:
     return np.mean([[int(digit) for digit in correct] for correct in rows["correct"]], axis=0)
 
 
-def _ratio_of_each_draw(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, ...]:
-    def loss(rows: pd.DataFrame, seed: float) -> float:
-        return rows.loc[rows["seed"].isna() | (rows["seed"] == seed), "window_losses"].map(np.mean).mean()
+def _draws(a: pd.DataFrame, b: pd.DataFrame) -> list[float | None]:
+    """The draws of calibration text of either side; of two that read none, the only one."""
+    return sorted({*a["seed"].dropna(), *b["seed"].dropna()}) or [None]
 
-    seeds = sorted({*a["seed"].dropna(), *b["seed"].dropna()})
-    logs = [loss(a, seed) - loss(b, seed) for seed in seeds]
-    return tuple(np.exp(logs).tolist()) if len(seeds) > 1 and not np.isnan(logs).any() else ()
+
+def _told_draws(units: str, cells: np.ndarray, seeds: Sequence[float | None]) -> dict[str, Any]:
+    """What a comparison of units crossed with draws says of the draws."""
+    if len(seeds) == 1:
+        return {"over": units, "note": "" if seeds[0] is None else ONE_DRAW}
+    ratios = tuple(np.exp(cells.mean(axis=0)).tolist())
+    return {"over": f"{units} and {len(seeds)} draws", "draws": ratios, "note": ""}
+
+
+def _of_draw(rows: pd.DataFrame, seed: float | None) -> pd.DataFrame:
+    """The rows of one draw: all of a side that has none; raises ValueError if there are none of this one."""
+    if rows["seed"].isna().all():
+        return rows
+    if (of := rows[rows["seed"] == seed]).empty:
+        raise ValueError(f"cannot pair rows of other draws: draw {seed} is missing on one side")
+    return of
+
+
+def _losses(rows: pd.DataFrame, seed: float | None) -> np.ndarray:
+    return np.mean(_of_draw(rows, seed)["window_losses"].tolist(), axis=0)
+
+
+def _told(rows: pd.DataFrame) -> bool:
+    return "articles" in rows and all(isinstance(articles, list) for articles in rows["articles"])
+
+
+def _articles(a: pd.DataFrame, b: pd.DataFrame) -> list[int]:
+    """The article of each window, the same in all rows; of rows that do not tell, each window its own."""
+    sizes = {len(losses) for rows in (a, b) for losses in rows["window_losses"]}
+    if len(sizes) != 1 or a.empty or b.empty:
+        raise ValueError(
+            f"cannot pair {len(a)} rows with {len(b)}: both sides need rows, all on the same evaluation"
+            " windows"
+        )
+    if _told(a) != _told(b):
+        raise ValueError("cannot pair rows of which only one side tells its windows' articles")
+    if not _told(a):
+        return list(range(sizes.pop()))
+    if len(told := {tuple(articles) for rows in (a, b) for articles in rows["articles"]}) != 1:
+        raise ValueError("cannot pair rows: their windows are of other articles")
+    return list(told.pop())

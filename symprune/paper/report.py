@@ -2,18 +2,16 @@
 to look.
 """
 
-import functools
 import os
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import yaml
 
 from symprune.base import paths
 from symprune.base.files import write_whole
+from symprune.paper.claims import ClaimFound, claims_of
 from symprune.paper.tables import saved_by, saved_figures, saved_tables
-from symprune.paper.verdicts import NOT_RUN, VERDICTS, load_verdicts, verdict_page
+from symprune.paper.verdicts import NOT_RUN, load_verdicts, verdict_page
 
 _TITLES = {
     "paper": "The paper's claims",
@@ -54,67 +52,29 @@ def save_report(profile: str) -> str:
 
 
 def claims_page(profile: str) -> str:
-    """Markdown: every claim and question, how its comparisons came out, the most telling one, and links to
-    what it rests on.
-    """
-    verdicts = load_verdicts(profile)
-    sections = []
+    """Markdown: every claim and question, how its comparisons came out, and links to what it rests on."""
+    claims, sections = claims_of(profile), []
     for by, title in _TITLES.items():
-        rows = [_answered(entry, verdicts, profile) for entry in asked() if entry["by"] == by]
+        rows = [_answered(claim, profile) for claim in claims if claim.by == by]
         sections.append(f"## {title}\n\n{pd.DataFrame(rows).to_markdown(index=False)}")
     return "\n\n".join(sections)
 
 
-@functools.cache
-def asked() -> list[dict[str, Any]]:
-    """Claims and questions, as claims.yaml has them."""
-    return yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
-
-
-def _answered(entry: dict[str, Any], verdicts: pd.DataFrame, profile: str) -> dict[str, str]:
-    ids = entry.get("verdicts", {})
-    answers = [
-        id_ in ids.get(notebook, ())
-        for notebook, id_ in zip(verdicts["notebook"], verdicts["id"], strict=True)
-    ]
-    found = verdicts[pd.Series(answers, index=verdicts.index, dtype=bool)]
-    counts = {verdict: int((found["verdict"] == verdict).sum()) for verdict in VERDICTS}
-    if found.empty:
-        verdict = NOT_RUN
-    else:
-        verdict = ", ".join(
-            f"{name} {count} of {len(found)}" if len(found) > 1 else name
-            for name, count in counts.items()
-            if count
-        )
+def _answered(claim: ClaimFound, profile: str) -> dict[str, str]:
     return {
-        "asked": entry["asked"],
-        "found here": verdict,
-        "in words": " ".join(filter(None, [entry.get("answer"), _most_telling(found)])),
-        "look at": ", ".join(_links(entry, profile)),
+        "asked": claim.asked,
+        "found here": claim.mark,
+        "in words": " ".join(filter(None, [claim.answer, claim.sentence])),
+        "look at": ", ".join(_links(claim, profile)),
     }
 
 
-def _most_telling(found: pd.DataFrame) -> str:
-    """The decided comparison with the largest effect, or the largest of all where none is decided: its claim,
-    verdict and evidence.
-    """
-    decided = found["verdict"].isin(["reproduced", "not reproduced"])
-    told = (found[decided] if decided.any() else found).dropna(subset="effect")
-    if told.empty:
-        return ""
-    row = told.loc[told["effect"].astype(float).abs().idxmax()]
-    largest = "" if pd.isna(row["low"]) else f"Largest {'decided ' if decided.any() else ''}difference: "
-    of = f"{row['of']}: " if row["of"] else ""
-    return f'{largest}{of}"{row["claim"]}" is {row["verdict"]}: {row["evidence"]}.'
-
-
-def _links(entry: dict[str, Any], profile: str) -> list[str]:
-    """Notebooks, tables and figures of an entry that exist, linked from the report's folder."""
+def _links(claim: ClaimFound, profile: str) -> list[str]:
+    """Notebooks, tables and figures of a claim that exist, linked from the report's folder."""
     folder = paths.results(profile)
-    targets = [(notebook, folder / f"{notebook}.ipynb") for notebook in entry.get("verdicts", {})]
-    wanted = {f"table_{name}.md": f"table {name}" for name in entry.get("tables", [])}
-    wanted |= {f"fig_{name}.png": f"figure {name}" for name in entry.get("figures", [])}
+    targets = [(notebook, folder / f"{notebook}.ipynb") for notebook in claim.notebooks]
+    wanted = {f"table_{name}.md": f"table {name}" for name in claim.tables}
+    wanted |= {f"fig_{name}.png": f"figure {name}" for name in claim.figures}
     targets += [
         (text, file)
         for name, text in wanted.items()

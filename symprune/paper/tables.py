@@ -59,6 +59,17 @@ def spread_table(
     return table
 
 
+def divergence_table(
+    frame: pd.DataFrame, index: Sequence[str] = ("method",), columns: str = "pattern"
+) -> pd.DataFrame:
+    """Divergence from the dense model in nats per token, and in brackets how often both have the same first
+    choice: means ± standard deviations over repetitions; the dense model itself has no row.
+    """
+    pruned = frame[frame["method"] != "dense"].assign(percent=100 * frame["agreement"])
+    kl, percent = (spread_table(pruned, name, 3, index, columns) for name in ("kl", "percent"))
+    return kl.where(kl == "", kl + " (" + percent + " %)")
+
+
 def crossings(frame: pd.DataFrame, x: str) -> pd.DataFrame:
     """Where two methods' mean log-perplexities change places along x: one row per crossing, at the meeting
     point of straight lines.
@@ -143,7 +154,10 @@ def protocol(rows: pd.DataFrame) -> str:
         corpus, n_windows, seq_len = (
             listed(rows, name) for name in ("evaluated_on", "n_windows", "eval_seq_len")
         )
-        parts.append(f"Evaluated on {corpus}: {n_windows} windows of {seq_len} tokens.")
+        told = rows["articles"].dropna() if "articles" in rows else []
+        n_articles = ", ".join(str(n) for n in dict.fromkeys(len(set(of)) for of in told))
+        of_articles = f", of {n_articles} articles" if n_articles else ""
+        parts.append(f"Evaluated on {corpus}: {n_windows} windows of {seq_len} tokens{of_articles}.")
     if "task" in rows:
         parts.append(f"Evaluated on {listed(rows, 'task')}: {listed(rows, 'n')} examples.")
     if "propagate" in rows and len(calibrated := rows[rows["propagate"].notna()]):
@@ -167,7 +181,7 @@ def measurements(rows: pd.DataFrame) -> pd.DataFrame:
         columns=[
             name
             for name in rows
-            if name in ("window_losses", "correct", "recipe_key") or name.startswith("linear_")
+            if name in ("window_losses", "articles", "correct", "recipe_key") or name.startswith("linear_")
         ]
     )
 

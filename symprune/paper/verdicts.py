@@ -11,7 +11,7 @@ import pandas as pd
 from symprune.base import paths
 from symprune.base.errors import UserError
 from symprune.base.files import write_whole
-from symprune.paper.compare import Paired, PairedAccuracy, paired
+from symprune.paper.compare import ONE_DRAW, Paired, PairedAccuracy, paired
 
 NOT_RUN = "not run here"
 VERDICTS = ("reproduced", "not reproduced", "undecided", NOT_RUN)
@@ -38,10 +38,13 @@ class Claim:
 class Verdict:
     """What was found of one case of a claim, and the numbers that decided.
 
-    id, claim: of the `Claim`, in a notebook's own words where nothing is paired. of: the case. effect: how
-    far a lies from b, as a fraction of b, or in points of accuracy; without an interval it is whatever `unit`
-    says. low, high: its 95 % interval. unit: of what. over: how many pairs, of what. jointly: how many
-    intervals hold together. draws: the effect in each draw of calibration text.
+    id, claim: of the `Claim`, in a notebook's own words where nothing is paired. of: the case, as claims.yaml
+    names it. effect: how far a lies from b, as a fraction of b, or in points of accuracy; without an interval
+    it is whatever `unit` says. low, high: its 95 % interval. unit: of what. over: how many pairs, of what.
+    jointly: how many intervals hold together. draws: the effect in each draw of calibration text. model: on
+    which it was measured. side: where the claim would have the effect, "lower", "higher", or "within" the
+    margin. power: the smallest difference that would have been found with 80 %, or the smallest margin that
+    could have been shown.
     """
 
     id: str
@@ -56,6 +59,10 @@ class Verdict:
     jointly: int = 1
     draws: tuple[float, ...] = ()
     note: str = ""
+    model: str = ""
+    side: str = ""
+    margin: float | None = None
+    power: float | None = None
 
     def __post_init__(self):
         if self.verdict not in VERDICTS:
@@ -68,27 +75,52 @@ class Verdict:
 
     @property
     def evidence(self) -> str:
-        """The numbers that decided, in words."""
+        """The numbers that decided, in words; of an undecided verdict what would have been found."""
         if self.low is None:
-            measured = "" if self.effect is None else f"{self.unit}: {self.effect:.2g} over {self.over}"
-            return "; ".join(filter(None, [measured, self.note]))
-        shown = "{:+.1f}" if self.unit == "points" else "{:+.1%}"
-        effect, low, high = (shown.format(value) for value in (self.effect, self.low, self.high))
+            return self.difference
         jointly = f" for {self.jointly} comparisons together" if self.jointly > 1 else ""
         side = "lower" if self.effect < 0 else "higher"
         draws = f"{side} in {self.draws_alike} of {len(self.draws)} draws" if self.draws else ""
         beside = "; ".join(filter(None, [f"paired over {self.over}", draws, self.note]))
-        return f"{effect} {self.unit} (95 % interval {low} to {high}{jointly}, {beside})"
+        effect, low, high = (_shown(value, self.unit, "+") for value in (self.effect, self.low, self.high))
+        found = f"{effect} {self.unit} (95 % interval {low} to {high}{jointly}, {beside})"
+        return "; ".join(filter(None, [found, self.power_in_words]))
+
+    @property
+    def difference(self) -> str:
+        """Effect and interval in words that say which way: "perplexity 8.0% lower (-11.3% to -4.6%)"."""
+        if self.low is None:
+            measured = "" if self.effect is None else f"{self.unit}: {self.effect:.2g} over {self.over}"
+            return "; ".join(filter(None, [measured, self.note]))
+        interval = " to ".join(_shown(value, self.unit, "+") for value in (self.low, self.high))
+        size = _shown(abs(self.effect), self.unit)
+        if self.unit == "points":
+            return f"{size} points {'fewer' if self.effect < 0 else 'more'} ({interval})"
+        if self.effect >= 1:
+            return f"{self.unit} {1 + self.effect:.3g} times as high ({interval})"
+        return f"{self.unit} {size} {'lower' if self.effect < 0 else 'higher'} ({interval})"
+
+    @property
+    def power_in_words(self) -> str:
+        """What an undecided comparison would have found; empty for the others."""
+        if self.verdict != "undecided" or self.power is None:
+            return ""
+        return would_have_been_found(self.power, self.side, self.unit)
+
+
+def would_have_been_found(power: float, side: str, unit: str) -> str:
+    """The power of a comparison in words."""
+    size = _shown(power, unit) + (" points" if unit == "points" else "")
+    found = "could have been shown" if side == "within" else "would have been found"
+    return f"{'a margin of ' if side == 'within' else ''}{size} {found} with 80 % probability"
 
 
 def judge(claim: Claim, comparison: Paired, of: str = "") -> Verdict:
     """The verdict on "a has less of what is compared than b": decided only if the interval of the ratio
     leaves out 1.
     """
-    verdict = (
-        "undecided" if not comparison.decided else "reproduced" if comparison.ratio < 1 else "not reproduced"
-    )
-    return _of_ratio(claim, of, verdict, comparison)
+    verdict = _decision(comparison.decided, comparison.ratio < 1)
+    return replace(_of_ratio(claim, of, verdict, comparison), side="lower", power=comparison.detectable)
 
 
 def judge_close(claim: Claim, comparison: Paired, of: str = "") -> Verdict:
@@ -100,9 +132,8 @@ def judge_close(claim: Claim, comparison: Paired, of: str = "") -> Verdict:
     """
     inside = 1 - claim.margin <= comparison.low and comparison.high <= 1 + claim.margin
     outside = comparison.high < 1 - claim.margin or comparison.low > 1 + claim.margin
-    return _of_ratio(
-        claim, of, "reproduced" if inside else "not reproduced" if outside else "undecided", comparison
-    )
+    verdict = _of_ratio(claim, of, _decision(inside or outside, inside), comparison)
+    return replace(verdict, side="within", margin=claim.margin, power=comparison.showable)
 
 
 def judge_accuracy(claim: Claim, comparison: PairedAccuracy, of: str = "") -> Verdict:
@@ -111,15 +142,10 @@ def judge_accuracy(claim: Claim, comparison: PairedAccuracy, of: str = "") -> Ve
     """
     if claim.margin is not None:
         raise ValueError(f"{claim.id!r} has a margin: how close accuracies are is not judged")
-    verdict = (
-        "undecided"
-        if not comparison.decided
-        else "reproduced"
-        if comparison.difference > 0
-        else "not reproduced"
-    )
+    verdict = _decision(comparison.decided, comparison.difference > 0)
     points = (100 * value for value in (comparison.difference, comparison.low, comparison.high))
     over = f"{comparison.n} examples" + (f" of {comparison.n_tasks} tasks" if comparison.n_tasks > 1 else "")
+    over += f" and {comparison.n_draws} draws" if comparison.n_draws > 1 else ""
     note = f"{comparison.gained:.3g} gained, {comparison.lost:.3g} lost"
     return Verdict(
         claim.id,
@@ -130,7 +156,9 @@ def judge_accuracy(claim: Claim, comparison: PairedAccuracy, of: str = "") -> Ve
         unit="points",
         over=over,
         jointly=comparison.comparisons,
-        note=note,
+        note=note + (f"; {ONE_DRAW}" if comparison.n_draws == 1 else ""),
+        side="higher",
+        power=None if comparison.detectable is None else 100 * comparison.detectable,
     )
 
 
@@ -138,15 +166,17 @@ def judge_all(
     rows: pd.DataFrame,
     claims: Sequence[Claim],
     by: Sequence[str],
+    family: Callable[[str, str], int | None],
     column: str = "method",
-    comparisons: int = 1,
     compare: Callable[[pd.DataFrame, pd.DataFrame, int], Paired | PairedAccuracy] = paired,
 ) -> list[Verdict]:
     """One verdict per claim and case: rows whose `column` is a's against those whose `column` is b's, within
     what `by` tells apart.
 
-    A row without a value in one of `by` stands in every case of it: RIA has no sampling ratio. compare:
-    `paired` or one like it, given `comparisons`. Raises ValueError where a side of a claim has no rows.
+    A row without a value in one of `by` stands in every case of it: RIA has no sampling ratio. family: how
+    many comparisons hold together with a claim's (by its id) in a case, None for a case that is not judged,
+    see `symprune.paper.claims.family`; the model is no part of a case. compare: `paired` or one like it.
+    Raises ValueError where a side of a claim has no rows.
     """
     by, verdicts = list(by), []
     for claim in claims:
@@ -160,7 +190,10 @@ def judge_all(
             of = ", ".join(
                 value if isinstance(value, str) else f"{name.split('.')[-1]} = {value:g}"
                 for name, value in case.items()
+                if name != "model"
             )
+            if (together := family(claim.id, of)) is None:
+                continue
             here = sides[(sides[by].eq(case) | sides[by].isna()).all(axis=1)]
             a, b = (here[here[column] == side] for side in (claim.a, claim.b))
             if a.empty or b.empty:
@@ -168,7 +201,8 @@ def judge_all(
                     f"{of}: no rows to judge {claim.id!r} by: {column} is never"
                     f" {(claim.a if a.empty else claim.b)!r}"
                 )
-            verdicts.append(_judged(claim, compare(a, b, comparisons), of))
+            verdict = _judged(claim, compare(a, b, together), of)
+            verdicts.append(replace(verdict, model=case.get("model", "")))
     return verdicts
 
 
@@ -177,7 +211,8 @@ def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> p
 
     Raises ValueError if two of them are about the same case of a claim.
     """
-    for (claim, of), times in Counter((verdict.id, verdict.of) for verdict in verdicts).items():
+    cases = Counter((verdict.id, verdict.of, verdict.model) for verdict in verdicts)
+    for (claim, of, _), times in cases.items():
         if times > 1:
             raise ValueError(f"{times} verdicts on {claim!r}, {of!r}: every case of a claim has one")
     kept = [_rounded(verdict) for verdict in verdicts]
@@ -186,11 +221,11 @@ def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> p
     text = json.dumps([asdict(verdict) for verdict in kept], indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / f"{notebook}.json", text + "\n")
     pd.set_option("display.max_colwidth", None)  # a notebook ends with them: sentences are shown whole
-    return pd.DataFrame([_row(verdict) for verdict in kept], columns=_SHOWN)
+    return _to_show(pd.DataFrame([_row(verdict) for verdict in kept], columns=[*_SHOWN, "model"]))
 
 
 def load_verdicts(profile: str) -> pd.DataFrame:
-    """Every verdict of a profile: the notebook, the fields, and the evidence in words.
+    """Every verdict of a profile: the notebook, the fields, and evidence and difference in words.
 
     Raises UserError for a file that `save_verdicts` did not write.
     """
@@ -207,7 +242,8 @@ def load_verdicts(profile: str) -> pd.DataFrame:
                 " --again)"
             ) from error
         rows += [{"notebook": file.stem, **_row(verdict)} for verdict in verdicts]
-    return pd.DataFrame(rows, columns=["notebook", *(field.name for field in fields(Verdict)), "evidence"])
+    names = ["notebook", *(field.name for field in fields(Verdict)), "evidence", "difference"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def verdict_page(verdicts: pd.DataFrame) -> str:
@@ -217,8 +253,12 @@ def verdict_page(verdicts: pd.DataFrame) -> str:
     )
     parts = [f"**{counts or 'no verdicts yet'}**"]
     for notebook, rows in verdicts.groupby("notebook"):
-        parts.append(f"### {notebook}\n\n{rows[_SHOWN].to_markdown(index=False)}")
+        parts.append(f"### {notebook}\n\n{_to_show(rows).to_markdown(index=False)}")
     return "\n\n".join(parts)
+
+
+def _decision(decided: bool, for_the_claim: bool) -> str:
+    return "undecided" if not decided else "reproduced" if for_the_claim else "not reproduced"
 
 
 def _judged(claim: Claim, comparison: Paired | PairedAccuracy, of: str) -> Verdict:
@@ -238,18 +278,26 @@ def expect(holds: Any, what: str) -> None:
 def _of_ratio(claim: Claim, of: str, verdict: str, comparison: Paired) -> Verdict:
     effects = (ratio - 1 for ratio in (comparison.ratio, comparison.low, comparison.high))
     over, draws = f"{comparison.n} {comparison.over}", tuple(ratio - 1 for ratio in comparison.draws)
-    return Verdict(
-        claim.id, of, claim.text, verdict, *effects, comparison.what, over, comparison.comparisons, draws
-    )
+    words = comparison.what, over, comparison.comparisons, draws, comparison.note
+    return Verdict(claim.id, of, claim.text, verdict, *effects, *words)
+
+
+def _shown(value: float, unit: str, sign: str = "") -> str:
+    return f"{value:{sign}.1f}" if unit == "points" else f"{value:{sign}.1%}"
 
 
 def _rounded(verdict: Verdict) -> Verdict:
     def six_digits(value: float | None) -> float | None:
         return None if value is None else float(f"{value:.6g}")
 
-    numbers = {name: six_digits(getattr(verdict, name)) for name in ("effect", "low", "high")}
+    numbers = {name: six_digits(getattr(verdict, name)) for name in ("effect", "low", "high", "power")}
     return replace(verdict, **numbers, draws=tuple(map(six_digits, verdict.draws)))
 
 
 def _row(verdict: Verdict) -> dict[str, Any]:
-    return {**asdict(verdict), "evidence": verdict.evidence}
+    return {**asdict(verdict), "evidence": verdict.evidence, "difference": verdict.difference}
+
+
+def _to_show(rows: pd.DataFrame) -> pd.DataFrame:
+    several = rows["model"].nunique() > 1
+    return rows.assign(of=rows["model"] + ", " + rows["of"] if several else rows["of"])[_SHOWN]

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from symprune.pruning.runner import (
 
 OUTPUT_SIDES = ("activations", "gradients")
 _NO_GRAM = "use a refinement that needs no Gram matrix, sketch_swap for one"
+_NO_GRADIENTS = "take the update refit, which needs no gradients"
 
 
 def gather(
@@ -40,7 +42,8 @@ def gather(
     """Statistics of every prunable linear of the dense model, by full name: they serve any number of recipes.
 
     output_side: what Y is, the linears' "activations" or the loss "gradients" with respect to them (one
-    backward pass). batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`).
+    backward pass, as for "gradient_gram"). batch_size: windows per forward pass, or "auto" (see
+    `symprune.pruning.cost`).
     """
     statistics: dict[str, LayerStats] = {}
     for part in _by_layer(model, windows, uses, output_side, batch_size):
@@ -178,8 +181,9 @@ def _by_layer(
     if output_side not in OUTPUT_SIDES:
         raise UserError(f"output_side must be one of {', '.join(OUTPUT_SIDES)}, not {output_side!r}")
     require_causal(model)
-    if output_side == "gradients" and "output_norm" in uses:
-        yield _accumulate_with_gradients(model, windows, uses)
+    side = output_side == "gradients" and "output_norm" in uses
+    if side or "gradient_gram" in uses:
+        yield _accumulate_with_gradients(model, windows, uses, side)
         return
     check_windows(model, windows)
     if not runs_by_layer(model, windows):
@@ -199,19 +203,42 @@ def _by_layer(
         yield sums
 
 
-def _accumulate_with_gradients(model: nn.Module, windows: Windows, uses: Collection[str]) -> LinearSums:
-    """Inputs from the forward and the loss gradient of each linear's output from the backward, by window."""
+def _accumulate_with_gradients(
+    model: nn.Module, windows: Windows, uses: Collection[str], side: bool
+) -> LinearSums:
+    """Inputs from the forward and the loss gradient of each linear's output from the backward, by window.
+
+    side: output_norm is of the gradients, and not of the outputs.
+    """
     linears = named_linears(model)
     check_windows(model, windows)
+    if "gradient_gram" in uses:
+        needed = 8 * sum(len(weight_view(linear)) ** 2 for linear in linears.values())
+        require_memory(needed, entrance(model), "the Gram matrices of all gradients", _NO_GRADIENTS)
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     dtype = calibration_dtype(next(model.parameters()))
     widened = computing_in(dtype, tensors_of(model))  # as a whole: the backward reads the weights again
     try:
         model.requires_grad_(False)  # only activations carry gradients: no memory for those of the weights
-        with widened, collecting(linears, set(uses) - {"output_norm"}) as sums, torch.enable_grad():
+        with (
+            widened,
+            collecting(linears, set(uses) - ({"output_norm"} if side else set())) as sums,
+            torch.enable_grad(),
+        ):
+            if "gradient_gram" in uses:  # zero where no token arrives
+                for name, linear in linears.items():
+                    sums.gradient_grams[name] = torch.zeros(
+                        (len(weight_view(linear)),) * 2, dtype=torch.float64, device=linear.weight.device
+                    )
+
+            def receive(name: str, gradient: Tensor) -> None:
+                if side:
+                    sums.add_outputs(name, gradient)
+                if "gradient_gram" in uses:
+                    sums.add_gradients(name, gradient)
 
             def observe(name: str, inputs: Tensor, outputs: Tensor) -> None:
-                outputs.register_hook(lambda gradient: sums.add_outputs(name, gradient))
+                outputs.register_hook(partial(receive, name))
 
             with _hooked(linears, observe):
                 for window in track(windows, "calibrating with gradients"):
@@ -221,6 +248,9 @@ def _accumulate_with_gradients(model: nn.Module, windows: Windows, uses: Collect
     finally:
         for parameter, was in required.items():
             parameter.requires_grad_(was)
+    for name, gram in sums.gradient_grams.items():
+        if not torch.isfinite(gram.diagonal().sum()):
+            raise UserError(f"NaN or inf in the gradients of {name}: the dtype's range is too small")
     return sums
 
 

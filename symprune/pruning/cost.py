@@ -18,6 +18,7 @@ _TOKENS_ON_A_GPU = 16384  # of one forward pass: ours, by arithmetic
 _TOKENS_ELSEWHERE = 512  # ours: benchmarks/batch_size.py
 # bytes per weight of the largest linear: float32 copies of weight and scores, a selection, masks
 _SCORING = 24
+_UPDATING, _UPDATED_AT_ONCE = 8, 2**22  # numbers for a weight being updated; so many if rows are apart
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Cost:
     itemsize: bytes of a weight; computed: of a number that calibration computes with, if wider. passes: over
     the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics. gram:
     Gram matrices are gathered; rank: columns of a sketch of them, 0 for none. merged: bytes of the largest
-    tensor that a checkpoint holds in parts.
+    tensor that a checkpoint holds in parts. iterations: of an update of the kept weights (0: none);
+    gradients: it reads the Gram matrices of the gradients, which are kept for all layers.
     """
 
     shape: Shape
@@ -78,6 +80,8 @@ class Cost:
     keep_masks: bool = False
     merged: int = 0
     computed: int = 0
+    iterations: int = 0
+    gradients: bool = False
 
     @property
     def number(self) -> int:
@@ -114,23 +118,19 @@ class Cost:
     def inputs(self) -> list[int]:
         """The widths of the inputs of one decoder layer's linears, shared ones once.
 
-        Linears of the width of the hidden states are taken to have three inputs among them (attention, its
-        output, mlp).
+        Linears of the width of the hidden states are taken to have three (attention, its output, mlp).
         """
         widths = [d_in for _, d_in in self.shape.widths]
-        count = {
-            d: min(widths.count(d), 3) if d == self.shape.hidden_size else widths.count(d) for d in widths
-        }
+        most = {self.shape.hidden_size: 3}
+        count = {d: min(widths.count(d), most.get(d, len(widths))) for d in widths}
         return [d for d, n in count.items() for _ in range(n)]
 
     @property
     def grams(self) -> int:
         """Gram matrices or sketches of one decoder layer, and a product being added."""
-        if not self.passes:
-            return 0
         gram = 8 * sum(d**2 for d in self.inputs) + 12 * max(self.inputs) ** 2 if self.gram else 0
         columns = [d * min(self.rank, d) for d in self.inputs]
-        return gram + 16 * sum(columns) + 64 * max(columns)
+        return (gram + 16 * sum(columns) + 64 * max(columns)) * (self.passes > 0)
 
     @property
     def scoring(self) -> int:
@@ -140,6 +140,22 @@ class Cost:
         return _SCORING * max(self.number, 4) // 4 * max(sizes) + formed + sum(sizes)
 
     @property
+    def gradient_grams(self) -> int:
+        """Gram matrices of the gradients of every linear; twice that while they are gathered."""
+        return 4 * sum(d_out**2 for d_out, _ in self.shape.widths) * self.shape.n_layers * self.gradients
+
+    @property
+    def updating(self) -> int:
+        """The largest linear being updated with its Gram matrices, and the new weights of its layer."""
+        if not self.iterations:
+            return 0
+        sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
+        at_once = max(sizes) if self.gradients else min(max(sizes), _UPDATED_AT_ONCE)
+        matrices = 2 * max(d_in**2 + self.gradients * d_out**2 for d_out, d_in in self.shape.widths)
+        numbers = 2 * max(sizes) + _UPDATING * at_once + matrices
+        return sum(sizes) * (self.itemsize + 1) + max(self.number, 4) * numbers
+
+    @property
     def masks(self) -> int:
         """The masks of all decoder layers at one bit per weight, if a streamed run keeps them."""
         return self.shape.linears // 8 if self.keep_masks else 0
@@ -147,7 +163,8 @@ class Cost:
     @property
     def in_memory(self) -> int:
         """Peak with the whole model in memory."""
-        return self.weights + self.hidden + self.grams + max(self.activations + self.widened, self.scoring)
+        working = max(self.activations + self.widened, self.scoring, self.updating)
+        return self.weights + self.hidden + self.grams + self.gradient_grams + working
 
     def streamed(self, spilled: bool) -> int:
         """Peak with one decoder layer in memory; spilled: hidden states are on disk but for a batch."""
@@ -161,13 +178,15 @@ class Cost:
         entering = (
             (self.shape.entrance * copied if self.passes else 0) + self.layer + self.widened + self.merged
         )
-        working = max(self.activations + self.widened, self.scoring, reading, self.merged)
+        working = max(self.activations + self.widened, self.scoring, self.updating, reading, self.merged)
         pruning = self.layer + self.grams + working + self.masks
-        return hidden + max(entering, pruning, 3 * self.masks)  # being saved, masks are copied twice
+        return (
+            self.gradient_grams + hidden + max(entering, pruning, 3 * self.masks)
+        )  # being saved, masks are copied twice
 
     @property
     def operations(self) -> float:
-        """Multiplications and additions of the passes over the decoder layers.
+        """Multiplications and additions of the passes over the decoder layers, and of an update's products.
 
         Two per weight and token, and those of attention's two products over half the window.
         """
@@ -175,7 +194,14 @@ class Cost:
         a_token = [self.gram * 2 * d**2 + 4 * d * min(self.rank, d) for d in self.inputs]
         gram = sum(a_token) * self.shape.n_layers
         attention = 2 * self.seq_len * self.shape.hidden_size * self.shape.n_layers
-        return tokens * (self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0))
+        passes = self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0)
+        return tokens * passes + self.update_operations
+
+    @property
+    def update_operations(self) -> float:
+        """Of an update: in each iteration a product of every weight with G, and one with H."""
+        each = (2 * d_out * d_in * (d_in + self.gradients * d_out) for d_out, d_in in self.shape.widths)
+        return self.iterations * sum(each) * self.shape.n_layers
 
 
 def batch_size_of(
@@ -185,15 +211,15 @@ def batch_size_of(
     *,
     device: torch.device | str | None = None,
     room: int | None = None,
-    logits: bool = False,
+    logits: int = 0,
 ) -> int:
     """The windows of a batch: as many as requested, or for "auto" what keeps the device busy and fits.
 
     "auto": the largest power of two of windows [n, seq_len] that hold at most the tokens that are worth a
-    pass of their own, and whose activations (with `logits` those of the head too) take at most half of
-    `room`; at least 1. device: None for where the model's embedding is. room: bytes; None for what the
-    weights leave of all the device's memory, whatever other programs hold of it, so that the same machine
-    chooses the same again. Raises UserError for anything else than a whole number of at least 1 or "auto".
+    pass of their own, and whose activations (and `logits` outputs of the head) take at most half of `room`;
+    at least 1. device: None for where the model's embedding is. room: bytes; None for what the weights leave
+    of all the device's memory, whatever other programs hold of it, so that the same machine chooses the same
+    again. Raises UserError for anything else than a whole number of at least 1 or "auto".
     """
     if requested != AUTO:
         if isinstance(requested, bool) or not isinstance(requested, int) or requested < 1:
@@ -204,7 +230,7 @@ def batch_size_of(
     weight = next(model.parameters())
     itemsize, computed = weight.element_size(), (calibration_dtype(weight) or weight.dtype).itemsize
     one = Cost(shape, 1, seq_len, itemsize, computed=computed)
-    a_window = one.activations + (seq_len * shape.vocabulary * itemsize if logits else 0)
+    a_window = one.activations + logits * seq_len * shape.vocabulary * itemsize
     room = memory_of(device) - one.weights if room is None else room
     tokens = _TOKENS_ON_A_GPU if device.type == "cuda" else _TOKENS_ELSEWHERE
     at_most = min(room // 2 // a_window, tokens // seq_len)

@@ -52,6 +52,9 @@ def all_reduce(sums: LinearSums) -> LinearSums:
             d_out, _ = sums.shapes[name]
             nothing = Sum.of(torch.zeros(d_out, device=reduced.moments[group].total.device))
             reduced.output_squares[name] = _added(sums.output_squares.get(name, nothing))
+        if name in sums.gradient_grams:  # of every rank's
+            reduced.gradient_grams[name] = sums.gradient_grams[name].clone()
+            dist.all_reduce(reduced.gradient_grams[name])
     return reduced
 
 

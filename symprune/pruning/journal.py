@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from symprune.base.errors import UserError
@@ -20,9 +22,10 @@ from symprune.pruning.sources import Source
 class Journal:
     """A work folder, open to one process at a time, of the decoder layers that are finished.
 
-    `asked.json` says what the run is, `layer_000.safetensors` and so on are its layers. question: what the
-    masks depend on, by the words in which a difference is told. Raises UserError, on entering, if the folder
-    is another run's, another process's, or holds anything else.
+    `asked.json` says what the run is, `layer_000.safetensors` and so on are its layers, and beside each,
+    `weights_000.safetensors` holds the weights that an update has changed. question: what the masks depend
+    on, by the words in which a difference is told. Raises UserError, on entering, if the folder is another
+    run's, another process's, or holds anything else.
     """
 
     def __init__(self, folder: Path, question: Mapping[str, str]):
@@ -45,7 +48,11 @@ class Journal:
                 f"another process works in {self.folder}: wait for it, or choose another folder"
             ) from None
         try:
-            for partial in [*self.folder.glob(".layer_*"), *self.folder.glob(".asked.json.*")]:
+            for partial in [
+                *self.folder.glob(".layer_*"),
+                *self.folder.glob(".weights_*"),
+                *self.folder.glob(".asked.json.*"),
+            ]:
                 partial.unlink()  # of a process that was killed while it wrote
             if note.exists():
                 self._require_same(note)
@@ -67,17 +74,31 @@ class Journal:
         try:
             masks, about = read_packed(file)
             linears = [PrunedLinear(**plain) for plain in about["linears"]]
-        except (UserError, KeyError, TypeError):
+            weights = self._weights(index, about.get("weights"))
+        except (UserError, KeyError, TypeError, OSError, SafetensorError, ValueError):
             return None  # computed again, to the same bits
-        return PrunedLayer(masks, linears) if about.get("layer") == index else None
+        return PrunedLayer(masks, linears, weights) if about.get("layer") == index else None
 
     def write(self, index: int, layer: PrunedLayer) -> None:
         """Record decoder layer `index` as finished: its file appears whole or not at all."""
         about = {"layer": index, "linears": [asdict(linear) for linear in layer.linears]}
+        if layer.weights:  # first, so that masks are never without them
+            weights = {name: layer.weights[name].cpu().contiguous() for name in sorted(layer.weights)}
+            write_whole(self._file(index, "weights"), save(weights))
+            about["weights"] = hash_tensors(weights)
         write_packed(self._file(index), layer.masks, about)
 
-    def _file(self, index: int) -> Path:
-        return self.folder / f"layer_{index:03}.safetensors"
+    def _weights(self, index: int, expected: str | None) -> dict[str, Tensor]:
+        """The updated weights of a layer; raises ValueError for others than those that were written."""
+        if expected is None:
+            return {}
+        weights = load_file(self._file(index, "weights"))
+        if hash_tensors({name: weights[name] for name in sorted(weights)}) != expected:
+            raise ValueError("the weights are not those that were written")
+        return weights
+
+    def _file(self, index: int, kind: str = "layer") -> Path:
+        return self.folder / f"{kind}_{index:03}.safetensors"
 
     def _require_same(self, note: Path) -> None:
         try:

@@ -14,7 +14,7 @@ from symprune.base.records import Record
 from symprune.base.types import Mask, Weight
 from symprune.methods.masks import NM, Unstructured, zero_removed
 from symprune.methods.overlap import jaccard
-from symprune.methods.recipe import Recipe, pattern_label
+from symprune.methods.recipe import Recipe, method_label, pattern_label
 from symprune.models.folder import MASKS
 from symprune.models.layers import named_linears, weight_view
 from symprune.pruning.packed_masks import PackedMasks, kept_hash, read_packed
@@ -41,8 +41,19 @@ class MaskFile:
     @property
     def pattern(self) -> Unstructured | NM | None:
         """The pattern that the masks were made by, if a record says so."""
+        recipe = self._recipe
+        return recipe.pattern if recipe else None
+
+    @property
+    def updated(self) -> str | None:
+        """The update of the kept weights, by its label, if a record says that there was one."""
+        recipe = self._recipe
+        return method_label(recipe.update) if recipe and recipe.update else None
+
+    @property
+    def _recipe(self) -> Recipe | None:
         plain = self.record.run.get("recipe") if self.record else None
-        return Recipe.from_dict(plain).pattern if isinstance(plain, dict) else None
+        return Recipe.from_dict(plain) if isinstance(plain, dict) else None
 
 
 @torch.no_grad()
@@ -90,6 +101,11 @@ def apply_masks(model: nn.Module, found: MaskFile, other_weights: bool = False) 
     differing = [
         name for name, mask in found.masks.items() if kept_hash(weights[name], mask) != found.weights[name]
     ]
+    if differing and not other_weights and found.updated:
+        raise UserError(
+            f"these masks are of a model whose kept weights were updated ({found.updated}), which masks alone"
+            " do not make: take the folder that prune saved, or ask for the masks alone (--other-weights)"
+        )
     if differing and not other_weights:
         raise UserError(
             f"the weights of {len(differing)} of {len(weights)} linears are not those that were pruned,"

@@ -12,7 +12,7 @@ from torch import nn
 
 from symprune.base.errors import UserError, unknown
 from symprune.base.progress import track
-from symprune.base.types import Mask, Scores, Weight, Windows
+from symprune.base.types import Mask, Scores, Weight
 from symprune.methods.masks import zero_removed
 from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
@@ -31,7 +31,15 @@ from symprune.models.precision import as_calibrated, calibration_dtype
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.journal import Journal, Resumed, hash_tensors
 from symprune.pruning.report import PrunedLayer, PrunedLinear, PruneReport
-from symprune.pruning.sources import Calibration, Source, Timed, source_of, windows_of
+from symprune.pruning.sources import (
+    GRADIENTS,
+    Calibration,
+    Source,
+    Timed,
+    WindowsBeside,
+    source_of,
+    windows_of,
+)
 
 PROPAGATE = ("pruned", "dense")
 
@@ -52,11 +60,12 @@ def prune(
     What is not pruned there is told in the report (`left_dense`).
 
     calibration: windows of tokens [n, seq_len], or for propagate="dense" the statistics of `gather`, or None
-    for a recipe that uses no statistics. propagate: "pruned" runs each pruned layer again, so the next one is
-    calibrated on what it will receive (Wanda, SparseGPT, RIA); "dense" calibrates every layer on the dense
-    model. batch_size: windows per forward pass, or "auto" (see `symprune.pruning.cost`). work: a folder that
-    records each finished decoder layer; after a kill the same call on the dense model continues there and
-    ends with the same masks.
+    for a recipe that uses no statistics. What reads gradients of the dense model gathers them first, unless
+    they stand beside the windows (`symprune.pruning.sources.WindowsBeside`). propagate: "pruned" runs each
+    pruned layer again, so the next one is calibrated on what it will receive (Wanda, SparseGPT, RIA); "dense"
+    calibrates every layer on the dense model. batch_size: windows per forward pass, or "auto" (see
+    `symprune.pruning.cost`). work: a folder that records each finished decoder layer; after a kill the same
+    call on the dense model continues there and ends with the same bits.
 
     Calibration, scores and refinements are computed in the weights' dtype (scores at least in float32), where
     a last bit may decide: the same machine gives the same masks again, another processor gives other ones in
@@ -78,7 +87,7 @@ def prune(
         raise UserError(
             "a work folder records what was calibrated on windows: give them instead of statistics"
         )
-    question = None if work is None else _question(model, windows, recipe, propagate, batch_size)
+    question = None if work is None else _question(model, calibration, recipe, propagate, batch_size)
     with contextlib.nullcontext() if question is None else Journal(Path(work), question) as journal:
         source = Timed(lambda: source_of(model, calibration, recipe, propagate, batch_size))
         make_masks = MasksFromStatistics(source, recipe)
@@ -110,7 +119,7 @@ def prune_layers(
     make_masks: Callable[[int, Mapping[str, nn.Module]], PrunedLayer],
     source: Source,
 ) -> Iterator[PrunedLayer]:
-    """THE loop: the masks of each decoder layer, what they remove set to zero, and on to the next layer.
+    """THE loop: the masks of each decoder layer, what they remove set to zero, updates written, and on.
 
     layers: their linears by full name; weights need to be in memory only while their layer is worked on.
     make_masks: from a layer's index and its linears, `MasksFromStatistics` or `Resumed`, which read `source`.
@@ -118,6 +127,8 @@ def prune_layers(
     for index, linears in enumerate(layers):
         layer = make_masks(index, linears)
         for name, mask in layer.masks.items():
+            if name in layer.weights:
+                weight_view(linears[name]).copy_(layer.weights[name])
             zero_removed(weight_view(linears[name]), mask)
         yield layer
         source.advance(index)
@@ -141,8 +152,9 @@ class MasksFromStatistics:
             for name, linear in linears.items()
             if not _unreached(statistics[name]) or isinstance(linear, ExpertLinear) or is_expert(name)
         }
-        masks = {name: mask for name, (mask, _) in made.items()}
-        return PrunedLayer(masks, [linear for _, linear in made.values()])
+        masks = {name: mask for name, (mask, _, _) in made.items()}
+        weights = {name: weight for name, (_, weight, _) in made.items() if weight is not None}
+        return PrunedLayer(masks, [linear for _, _, linear in made.values()], weights)
 
 
 def score_linear(score: Callable[..., Scores], weight: Weight, stats: LayerStats | None) -> Scores:
@@ -157,13 +169,16 @@ def score_linear(score: Callable[..., Scores], weight: Weight, stats: LayerStats
 
 
 def make_mask(
-    name: str, weight: Weight, scores: Scores, stats: LayerStats | None, recipe: Recipe
+    name: str, weight: Weight, stats: LayerStats | None, recipe: Recipe
 ) -> tuple[Mask, dict[str, float] | None]:
-    """The mask of one linear from its scores, and what its refinement did.
+    """The mask of one linear, chosen by the scores or in their place, and what its refinement did.
 
     It is refined if the recipe refines linears of its kind, and if a token reached it.
     """
-    mask = recipe.pattern(scores)
+    if hasattr(recipe.score, "choose"):
+        mask = recipe.score.choose(weight, stats, recipe.pattern)
+    else:
+        mask = recipe.pattern(score_linear(recipe.score, weight, stats))
     if recipe.refine is None or recipe.refine.linears not in ("all", role(name)) or _unreached(stats):
         return mask, None
     refinement = recipe.refine.run(weight, mask, stats, recipe.pattern)
@@ -172,16 +187,20 @@ def make_mask(
 
 def _mask_linear(
     name: str, linear: nn.Module, stats: LayerStats | None, recipe: Recipe
-) -> tuple[Mask, PrunedLinear]:
-    weight = as_calibrated(weight_view(linear))
-    mask, refined = make_mask(name, weight, score_linear(recipe.score, weight, stats), stats, recipe)
-    return mask, PrunedLinear(
+) -> tuple[Mask, Weight | None, PrunedLinear]:
+    """Mask, weight (None: what is kept stays as it is), and what is told of it."""
+    weight = weight_view(linear)
+    mask, refined = make_mask(name, as_calibrated(weight), stats, recipe)
+    update = None if recipe.update is None or _unreached(stats) else recipe.update.run(weight, mask, stats)
+    told = PrunedLinear(
         name,
         *weight.shape,
         kept=int(mask.count_nonzero()),
         refined=refined,
         n_tokens=stats and stats.n_tokens,
+        updated=update and update.summary(),
     )
+    return mask, update and update.weight, told
 
 
 def _unreached(stats: LayerStats | None) -> bool:
@@ -208,6 +227,11 @@ def check_layers(
         return
     if calibration is None:
         raise UserError(f"{recipe.label} uses {', '.join(sorted(recipe.uses))} and needs calibration windows")
+    if isinstance(calibration, WindowsBeside) and GRADIENTS in recipe.uses:
+        dense = calibration.dense
+        for name in linears:
+            if name not in dense or dense[name].gradient_gram is None:
+                raise UserError(f"no gradients of {name}: they were not gathered, or on another model")
     if isinstance(calibration, Mapping):
         if propagate != "dense":
             raise UserError(
@@ -231,9 +255,10 @@ def check_weights(linears: Mapping[str, nn.Module]) -> None:
 
 
 def _question(
-    model: nn.Module, windows: Windows | None, recipe: Recipe, propagate: str, batch_size: int | str
+    model: nn.Module, calibration: Calibration, recipe: Recipe, propagate: str, batch_size: int | str
 ) -> dict[str, str]:
     """What masks depend on to the last bit."""
+    windows = windows_of(calibration, recipe)
     parameter = next(model.parameters())
     question = {
         "weights": hash_tensors(model.state_dict()),
@@ -245,6 +270,9 @@ def _question(
     }
     if windows is None:
         return question
+    if isinstance(calibration, WindowsBeside) and GRADIENTS in recipe.uses:
+        grams = {name: stats.gradient_gram for name, stats in calibration.dense.items()}
+        question["gradients"] = hash_tensors({n: g for n, g in grams.items() if g is not None})
     return question | {
         "calibration windows": hash_tensors({"": windows}),
         "propagate": propagate,

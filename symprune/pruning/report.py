@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from symprune.base.types import Mask
 from symprune.methods.recipe import Recipe
 from symprune.models.layers import LeftDense
@@ -13,7 +15,8 @@ class PrunedLinear:
     """What happened to one linear: its size, and how many of its weights the mask keeps.
 
     refined: what the refinement did (None: not refined). n_tokens: the calibration tokens that reached the
-    linear (None: the recipe uses no statistics).
+    linear (None: the recipe uses no statistics). updated: what the update of the kept weights did (None: they
+    are as they were).
     """
 
     name: str
@@ -22,6 +25,7 @@ class PrunedLinear:
     kept: int
     refined: dict | None = None
     n_tokens: int | None = None
+    updated: dict | None = None
 
     @property
     def sparsity(self) -> float:
@@ -31,10 +35,14 @@ class PrunedLinear:
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """The masks of one decoder layer by the full names of its linears, and what is told of each linear."""
+    """The masks of one decoder layer by the full names of its linears, and what is told of each linear.
+
+    weights: those that an update has changed, zero where the mask removes.
+    """
 
     masks: dict[str, Mask]
     linears: list[PrunedLinear]
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,6 +77,11 @@ class PruneReport:
         """
         return [linear.name for linear in self.linears if linear.n_tokens == 0]
 
+    @property
+    def hardly_reached(self) -> list[str]:
+        """Linears whose weights were updated on fewer tokens than they have inputs, with more damping."""
+        return [x.name for x in self.linears if x.updated and (x.n_tokens or 0) < x.d_in]
+
     def frame(self):
         """One row per linear (pandas)."""
         import pandas as pd
@@ -78,7 +91,8 @@ class PruneReport:
             for x in self.linears
         ]
         refined = pd.DataFrame([linear.refined or {} for linear in self.linears])
-        return pd.concat([pd.DataFrame(rows), refined], axis=1).set_index("linear")
+        updated = pd.DataFrame([linear.updated or {} for linear in self.linears]).add_prefix("update_")
+        return pd.concat([pd.DataFrame(rows), refined, updated], axis=1).set_index("linear")
 
     def plot(self):
         """Sparsity of every linear along the depth of the model (matplotlib figure)."""
@@ -97,9 +111,11 @@ class PruneReport:
 
     def __repr__(self) -> str:
         unreached = f"; {len(self.unreached)} of them saw no calibration token" if self.unreached else ""
+        few = self.hardly_reached
+        hardly = f"; {len(few)} updated on fewer tokens than inputs, with more damping" if few else ""
         return (
             f"{self.recipe.label}: {self.sparsity:.2%} of the weights of {len(self.linears)} linears"
-            f" removed{unreached}{self._dense()}"
+            f" removed{unreached}{hardly}{self._dense()}"
         )
 
     def _repr_html_(self) -> str:

@@ -6,7 +6,7 @@ name, and `advance(index)`, which is called when that layer is pruned.
 
 import time
 from collections.abc import Callable, Collection, Mapping, MutableSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -15,10 +15,21 @@ from symprune.base.types import Windows
 from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
 from symprune.models.layers import named_linears
-from symprune.pruning.calibrate import collecting
+from symprune.pruning.calibrate import collecting, gather
 from symprune.pruning.runner import LayerRunner, run_whole, runs_by_layer, tell_whole
 
-Calibration = Windows | Mapping[str, LayerStats] | None  # what people give
+GRADIENTS = "gradient_gram"  # the statistic that only the whole dense model gives
+
+
+@dataclass(frozen=True)
+class WindowsBeside:
+    """Windows to run, and statistics of the dense model from which `gradient_gram` is taken."""
+
+    windows: Windows
+    dense: Mapping[str, LayerStats]
+
+
+Calibration = Windows | WindowsBeside | Mapping[str, LayerStats] | None  # what people give
 
 
 @runtime_checkable
@@ -102,6 +113,26 @@ class FromStatistics:
 
 
 @dataclass(frozen=True)
+class BesideGradients:
+    """The statistics of another source, and beside them the gradients of the dense model."""
+
+    source: Source
+    gradients: Mapping[str, Tensor]
+
+    def statistics(self, index: int, linears: Mapping[str, nn.Module]) -> dict[str, LayerStats | None]:
+        """The source's, with `gradient_gram`."""
+        found = self.source.statistics(index, linears)
+        return {
+            name: replace(found[name], gradient_gram=self.gradients[name].to(linear.weight.device))
+            for name, linear in linears.items()
+        }
+
+    def advance(self, index: int) -> None:
+        """The source's: the gradients stay those of the dense model."""
+        self.source.advance(index)
+
+
+@dataclass(frozen=True)
 class FromNowhere:
     """No statistics, for recipes that read none."""
 
@@ -142,7 +173,8 @@ class Timed:
 
 def windows_of(calibration: Calibration, recipe: Recipe) -> Windows | None:
     """The windows that must run through the model, if any."""
-    return calibration if recipe.uses and isinstance(calibration, Tensor) else None
+    windows = calibration.windows if isinstance(calibration, WindowsBeside) else calibration
+    return windows if recipe.uses and isinstance(windows, Tensor) else None
 
 
 def source_of(
@@ -162,10 +194,22 @@ def source_of(
         return FromNowhere()
     if isinstance(calibration, Mapping):
         return FromStatistics(calibration)
-    if whole and not runs_by_layer(model, calibration):
+    windows = windows_of(calibration, recipe)
+    gradients = _gradients(model, calibration) if GRADIENTS in recipe.uses else None
+    source: Source
+    if whole and not runs_by_layer(model, windows):
         tell_whole(model, propagate)
-        return FromWholeForwards(model, calibration, recipe.uses, propagate, batch_size)
-    return FromWindows(LayerRunner(model, calibration, batch_size, hidden), recipe.uses, propagate)
+        source = FromWholeForwards(model, windows, recipe.uses, propagate, batch_size)
+    else:
+        source = FromWindows(LayerRunner(model, windows, batch_size, hidden), recipe.uses, propagate)
+    return source if gradients is None else BesideGradients(source, gradients)
+
+
+def _gradients(model: nn.Module, calibration: Windows | WindowsBeside) -> dict[str, Tensor]:
+    """The Gram matrices of the dense model's gradients by linear, given or gathered now."""
+    given = isinstance(calibration, WindowsBeside)
+    dense = calibration.dense if given else gather(model, calibration, {GRADIENTS})
+    return {name: stats.gradient_gram for name, stats in dense.items()}
 
 
 def beside_weights(

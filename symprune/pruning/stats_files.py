@@ -4,7 +4,8 @@ What a file reveals, and all that a client of a joint calibration hands on: the 
 (a hash), the number of windows and tokens, a hash of the windows, and for each linear the sums over all
 tokens of every input channel, of its square, split into within and between windows, and if asked for of every
 output's square ("output_norm"), of every product of two input channels ("gram") or of 64 random combinations
-of these products ("sketch64", or another number). Never a token or a text.
+of these products ("sketch64", or another number), or of the loss gradients of two outputs ("gradient_gram").
+Never a token or a text.
 But a hash tells whether a guessed text was used; sums over few tokens say much about each of them; and Gram
 matrices span the inputs where tokens are fewer than channels: calibrate on many windows.
 """
@@ -35,7 +36,9 @@ from symprune.models.devices import device_type
 from symprune.models.load import DTYPES
 from symprune.pruning import calibrate, runner
 
-OPTIONAL = frozenset({"output_norm", "gram"})  # the statistics that are gathered only if asked for
+OPTIONAL = frozenset(
+    {"output_norm", "gram", "gradient_gram"}
+)  # the statistics that are gathered only if asked for
 CACHE_BYTES = 4 * 2**30  # what `remembered` keeps: the files used last
 
 _HEADER = "symprune_sums"  # the one entry of a file's metadata
@@ -143,6 +146,8 @@ def save(file: Path | str, calibration: Calibration) -> None:
                 tensors[f"{name}.sketch"] = _stacked(moments.sketch)
         if name in sums.output_squares:
             tensors[f"{name}.outputs"] = _stacked(sums.output_squares[name])
+        if name in sums.gradient_grams:
+            tensors[f"{name}.gradient_gram"] = sums.gradient_grams[name].cpu()
     header = {
         "asked": dict(calibration.asked),
         "parts": list(map(dict, calibration.parts)),
@@ -233,6 +238,8 @@ def _sums(linears: dict[str, dict], tensors: dict[str, Tensor]) -> LinearSums:
         sums.shapes[name] = about["d_out"], tensors[f"{group}.inputs"].shape[-1]
         if f"{name}.outputs" in tensors:
             sums.output_squares[name] = Sum(*tensors[f"{name}.outputs"])
+        if f"{name}.gradient_gram" in tensors:
+            sums.gradient_grams[name] = tensors[f"{name}.gradient_gram"]
     return sums
 
 

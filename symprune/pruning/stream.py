@@ -25,7 +25,7 @@ from symprune.pruning.cost import Cost, Shape, batch_size_of, plan
 from symprune.pruning.packed_masks import PackedMasks
 from symprune.pruning.prune import MasksFromStatistics, check_layers, check_weights, prune_layers, still_dense
 from symprune.pruning.report import PrunedLinear, PruneReport
-from symprune.pruning.sources import Calibration, Source, Timed, source_of, windows_of
+from symprune.pruning.sources import GRADIENTS, Calibration, Source, Timed, source_of, windows_of
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,12 @@ class StreamedRun:
         self.model = skeleton(self._folder, how.dtype)
         self._layers = linears_by_layer(self.model)
         check_layers(self._layers, calibration, recipe, propagate)
+        if GRADIENTS in recipe.uses and isinstance(calibration, Tensor):
+            raise UserError(
+                f"{recipe.label} reads {GRADIENTS}, which takes the whole dense model: gather it in memory"
+                f" (symprune calibrate --gather {GRADIENTS}) and give it with --statistics, or take --update"
+                " refit, which needs none"
+            )
         self._checkpoint = Checkpoint(self._folder, self.model, how.dtype, how.device)
         self.masks = PackedMasks() if how.keep_masks else None
 
@@ -98,7 +104,9 @@ class StreamedRun:
         merged = self._checkpoint.largest_merge
         wider = calibration_dtype(next(self.model.parameters()))
         cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, *asked, how.keep_masks, merged)
-        cost = replace(cost, computed=wider.itemsize if wider else 0)
+        iterations = getattr(recipe.update, "max_iterations", 1) if recipe.update else 0
+        updating = {"iterations": iterations, "gradients": GRADIENTS in recipe.uses}
+        cost = replace(cost, computed=wider.itemsize if wider else 0, **updating)
         self.plan = plan(cost, how.memory, wider or DTYPES[how.dtype], how.device)
 
     @contextlib.contextmanager

@@ -6,9 +6,13 @@ of the same wheel), "python" (source code, the standard library's) and "random" 
 vocabulary: a control that holds no language).
 """
 
+import bisect
+import itertools
 import os
 import random
+import re
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -98,13 +102,23 @@ def calibration_windows(
 def evaluation_windows(
     corpus: str, tokenizer, seq_len: int, n_windows: int | None = None, split: str = "evaluation"
 ) -> Windows:
-    """The split joined by blank lines, tokenised whole and cut into consecutive windows (Wanda's convention).
+    """The windows of `evaluation_text`."""
+    return evaluation_text(corpus, tokenizer, seq_len, n_windows, split)[0]
 
-    n_windows: take that many, spread evenly over the split (ours: the published code would take the first);
-    None takes all. Raises UserError if the corpus is shorter than one window.
+
+def evaluation_text(
+    corpus: str, tokenizer, seq_len: int, n_windows: int | None = None, split: str = "evaluation"
+) -> tuple[Windows, list[int]]:
+    """The split joined by blank lines, tokenised whole and cut into consecutive windows (Wanda's convention),
+    and the article that the first token of each belongs to, by its place in the split.
+
+    n_windows: take that many of them, each from the middle of another article while there are enough, as many
+    of every article otherwise (ours: the published code would take the first); None takes all. Raises
+    UserError if the corpus is shorter than one window.
     """
     _require_positive(seq_len=seq_len, n_windows=1 if n_windows is None else n_windows)
-    ids = tokenize(tokenizer, "\n\n".join(documents(corpus, split)))
+    articles = _articles(corpus, documents(corpus, split))
+    ids, article_at = _tokens_of(tokenizer, articles)
     available = len(ids) // seq_len
     if available < (n_windows or 1):
         raise UserError(
@@ -112,9 +126,53 @@ def evaluation_windows(
             f" {seq_len}; lower seq_len or n_eval"
         )
     windows = torch.tensor(ids[: available * seq_len], dtype=torch.long).view(available, seq_len)
-    if n_windows is None:
-        return windows
-    return windows[torch.arange(n_windows) * available // n_windows]
+    told = [article_at(i * seq_len) for i in range(available)]
+    taken = range(available) if n_windows is None else _spread(told, n_windows)
+    return windows[list(taken)], [told[i] for i in taken]
+
+
+def _articles(corpus: str, texts: list[str]) -> list[str]:
+    """The texts of a split as articles, each with the blank line after it; WikiText-2's begin at a title."""
+    if corpus != "wikitext2":
+        return [text + "\n\n" for text in texts[:-1]] + texts[-1:]
+    starts = [i for i, line in enumerate(texts) if re.match(r"\s*= [^=]", line)]
+    bounds = sorted({0, *starts, len(texts)})
+    parts = [texts[start:end] for start, end in itertools.pairwise(bounds)]
+    return ["".join(line + "\n\n" for line in part) for part in parts[:-1]] + ["\n\n".join(parts[-1])]
+
+
+def _tokens_of(tokenizer, articles: list[str]) -> tuple[list[int], Callable[[int], int]]:
+    """The tokens of all articles as one text, and the article of the i-th token.
+
+    Exact with the characters that a fast tokenizer tells; else by the tokens of each article alone, which may
+    err by those that the tokenizer joins across an article's end.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer("".join(articles), verbose=False, return_offsets_mapping=True)
+        ids, offsets = encoded.input_ids, encoded.offset_mapping
+        ends = list(itertools.accumulate(map(len, articles)))
+        return ids, lambda i: bisect.bisect_right(ends, offsets[i][0])
+    special = len(tokenize(tokenizer, ""))
+    lengths = (len(tokenize(tokenizer, article)) - special for article in articles)
+    ends = list(itertools.accumulate(lengths, initial=special))[1:]
+    return tokenize(tokenizer, "".join(articles)), lambda i: min(bisect.bisect_right(ends, i), len(ends) - 1)
+
+
+def _spread(articles: list[int], n: int) -> list[int]:
+    """n places of a list of articles: as many of each as it has, evenly; the middle one where it is one."""
+    places: dict[int, list[int]] = {}
+    for place, article in enumerate(articles):
+        places.setdefault(article, []).append(place)
+    shares = dict.fromkeys(places, 0)
+    while left := n - sum(shares.values()):
+        more = [article for article, of in places.items() if len(of) > shares[article]]
+        for i in range(min(left, len(more))):
+            shares[more[i * len(more) // min(left, len(more))]] += 1
+    return [
+        of[((2 * j + 1) * len(of) - 1) // (2 * shares[article])]
+        for article, of in places.items()
+        for j in range(shares[article])
+    ]
 
 
 def tokenize(tokenizer, text: str) -> list[int]:
