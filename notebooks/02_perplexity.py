@@ -65,7 +65,7 @@ from symprune.measure import Experiment, Protocol
 from symprune.methods.recipe import parse_pattern, pattern_label
 from symprune.paper.claims import family
 from symprune.paper.differences import difference_dots, differences
-from symprune.paper.reported import beside_reported
+from symprune.paper.reported import agreement_in_sign, beside_reported
 from symprune.paper.style import save_figure
 from symprune.paper.tables import Whole, divergence_table, perplexity_table, save_table
 from symprune.paper.verdicts import Claim, expect, judge_all, save_verdicts
@@ -255,3 +255,12 @@ claims = [
 ]
 verdicts = judge_all(rows, claims, by=["model", "pattern"], family=family("02_perplexity"))
 save_verdicts(verdicts, profile, "02_perplexity")
+
+# %% [markdown]
+# ## Agreement in sign
+#
+# The same pairs on models of 7B and more, as others reported them; an agreement is one of direction, no more.
+
+# %%
+pairs = {claim.id: (claim.a, claim.b) for claim in claims if claim.margin is None}
+save_table(agreement_in_sign(verdicts, pairs).set_index(["pair", "pattern"]), profile, "02_agreement")

@@ -41,6 +41,7 @@ refinement_starts = ["wanda"]
 ablated = ["keep_sign"]
 gammas = []
 swap_cycle_sweep = [1]
+sketch_ranks = [16]
 digits = 4
 
 # %%
@@ -48,7 +49,7 @@ from dataclasses import replace
 
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
-from symprune.methods.refine import AS_PUBLISHED, ExactSwap
+from symprune.methods.refine import AS_PUBLISHED, ExactSwap, SketchSwap
 from symprune.paper.claims import family
 from symprune.paper.differences import difference_curves, differences
 from symprune.paper.figures import heat_map
@@ -60,11 +61,13 @@ from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 # ## One part at a time
 #
 # `neutral` is R2-DSnoT with every part off, which is DSnoT. Parts are switched on alone, then on top of
-# `keep_sign`. 60 %, statistics of the dense model.
+# `keep_sign`. 60 %, statistics of the dense model. 50 cycles in every linear, unless a dose is named: the
+# paper's is 50 for 4096 inputs, in proportion to a linear's width.
 
 # %%
 experiment = Experiment(Protocol.of(globals(), evaluation_split="validation", propagate="dense"))
-neutral = R2DSnoT(relative="none", alpha=1.0, gamma_grow=0.0, gamma_prune=0.0, keep_sign=False)
+off = {"relative": "none", "alpha": 1.0, "gamma_grow": 0.0, "gamma_prune": 0.0, "keep_sign": False}
+neutral = R2DSnoT(**off, max_cycles=50, cycles_for_width=None)
 signed = replace(neutral, keep_sign=True)
 every_part = {
     "relative grow": replace(neutral, relative="grow"),
@@ -84,6 +87,11 @@ every_part = {
     "keep_sign, variance pooled": replace(signed, variance="pooled"),
     "keep_sign, relative threshold": replace(signed, threshold_scale="initial"),
     "keep_sign, 10 cycles": replace(signed, max_cycles=10),
+    "paper's dose": replace(neutral, cycles_for_width=4096),
+    "paper's dose, relative prune": replace(neutral, relative="prune", cycles_for_width=4096),
+    "paper's dose, keep_sign": replace(signed, cycles_for_width=4096),
+    "3 for 576": replace(neutral, max_cycles=3, cycles_for_width=576),
+    "1 for 576": replace(neutral, max_cycles=1, cycles_for_width=576),
     "keep_sign, attention alone": replace(signed, linears="attention"),
 }
 parts = {"none": None, "neutral": neutral, **{name: every_part[name] for name in ablated}}
@@ -91,7 +99,8 @@ starts = [SCORES[name]() for name in refinement_starts]
 
 # %%
 recipes = {Recipe(start, Unstructured(0.6), part): name for start in starts for name, part in parts.items()}
-rows = experiment.run([None, *(Recipe(start, Unstructured(0.6), DSnoT()) for start in starts), *recipes])
+plain = DSnoT(max_cycles=50, cycles_for_width=None)
+rows = experiment.run([None, *(Recipe(start, Unstructured(0.6), plain) for start in starts), *recipes])
 rows["part"] = (
     rows["recipe_key"]
     .map({recipe.key: name for recipe, name in recipes.items()} | {"dense": "dense"})
@@ -142,6 +151,24 @@ cycles = experiment.run(
 cycles["swaps"] = "exact_swap"
 of = differences(cycles, "refine", "none", ["model", "swaps", "refine.max_cycles"], name="the start")
 save_figure(difference_curves(of, "cycles"), profile, "08_cycles", data=cycles)
+
+# %% [markdown]
+# ## How many columns of a sketch
+#
+# The same swaps under a sketch of the Gram matrix: of more columns and of fewer, and with rank 0 under the
+# mean and the diagonal alone. From the last initial mask.
+
+# %%
+sketched = [SketchSwap(rank) for rank in sketch_ranks]
+ranks = experiment.run(
+    [Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *sketched, ExactSwap())]
+)
+save_table(
+    perplexity_table(ranks, digits, index=["model", "refine"], columns="method"),
+    profile,
+    "08_ranks",
+    data=ranks,
+)
 
 # %% [markdown]
 # ## Checks

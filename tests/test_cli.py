@@ -20,6 +20,7 @@ from symprune.cli import main, parser
 from symprune.cli.given import settle
 from symprune.cli.parser import build_parser
 from symprune.methods.recipe import Recipe
+from symprune.methods.refine import REFINERS
 from symprune.models.layers import named_linears
 from symprune.models.load import load_model, load_tokenizer
 from symprune.pruning.mask_files import load_masks
@@ -240,6 +241,33 @@ def test_help_of_every_command_teaches(capsys, command):
     assert f"example: symprune {command}" in out
     assert re.search(r"\n\n[A-Z][^\n]", out), "a description"
     assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    ("refine", "told"),
+    [
+        ("dsnot", True),
+        ("r2dsnot", True),
+        ("dsnot(max_cycles=3)", False),
+        ("none", False),
+        ("sketch_swap(rank=8)", False),
+    ],
+)
+def test_a_refinement_with_defaults_that_did_not_earn_themselves_says_so(
+    refine, told, capsys, small, tmp_path
+):
+    options = [*small[:-1], tmp_path / "out", "--refine", refine, "--propagate", "dense"]
+    code, out, _ = call(capsys, *options)
+    assert code == 0
+    assert (f"\n{refine}: with its defaults it raised" in out) == told
+    assert ("with its defaults" in out) == told
+
+
+def test_help_lists_every_refinement_in_a_line_of_its_own(capsys):
+    _, out, _ = call(capsys, "prune", "--help")
+    for name, cls in REFINERS.items():
+        assert f"\n  {name:<12} {cls.__doc__.splitlines()[0]}\n" in out
+    assert "refinements," not in call(capsys, "eval", "--help")[1]
 
 
 def test_help_lists_the_commands(capsys):

@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 
 from symprune.pruning.calibrate import gather
 
-USES = {"input_norm", "output_norm", "gram"}
+USES = {"input_norm", "output_norm", "gram", "sketch8"}
 FEW = tiny.windows(2, seq_len=1)  # each reaches two of four experts in every decoder layer
 
 
@@ -44,7 +44,14 @@ def test_every_rank_ends_with_the_statistics_of_one_process(of_ranks):
         assert found.keys() == alone.keys()
         for name, stats in alone.items():
             assert (found[name].n_tokens, found[name].n_samples) == (60, 5)
-            for field in ("input_norm", "input_mean", "input_var", "input_var_within", "output_norm"):
+            for field in (
+                "input_norm",
+                "input_mean",
+                "input_var",
+                "input_var_within",
+                "output_norm",
+                "sketch",
+            ):
                 assert torch.equal(getattr(found[name], field), getattr(stats, field)), (name, field)
             torch.testing.assert_close(found[name].gram, stats.gram, rtol=2**-22, atol=1e-12)
 
@@ -63,7 +70,7 @@ def test_experts_that_only_one_rank_reached_are_those_of_one_process_too(folder)
         found = torch.load(folder / f"mixtral {index}.pt", weights_only=False)
         for name, stats in whole.items():
             assert found[name].n_tokens == stats.n_tokens
-            for field in ("input_norm", "input_mean", "input_var", "output_norm"):
+            for field in ("input_norm", "input_mean", "input_var", "output_norm", "sketch"):
                 here, there = getattr(found[name], field), getattr(stats, field)
                 assert (here is None) == (there is None)
                 assert here is None or (here.dtype == there.dtype and torch.equal(here, there)), (name, field)

@@ -14,7 +14,8 @@ from symprune import NM, RI, RIA, DSnoT, LpNorm, Magnitude, Recipe, StochRIA, Un
 from symprune.base.records import run_key
 from symprune.methods.masks import PATTERNS
 from symprune.methods.recipe import method_dict, method_label, parse_method, parse_pattern, pattern_label
-from symprune.methods.refine import REFINERS
+from symprune.methods.refine import AS_PUBLISHED, REFINERS, ExactSwap
+from symprune.methods.refine.refinement import later
 from symprune.methods.scores import SCORES
 from symprune.methods.update import CHOICES, UPDATES, Refit, SparseGPT, SymmetricRefit
 
@@ -32,7 +33,10 @@ VALUES = {
     "threshold": st.floats(0, 1),
     "threshold_scale": st.sampled_from(["absolute", "initial"]),
     "max_cycles": st.integers(1, 100),
+    "cycles_for_width": st.none() | st.integers(1, 10**5),
     "keep_sign": st.booleans(),
+    "rank": st.integers(0, 10**4),
+    "pair": st.sampled_from(["greedy", "best"]),
     "linears": st.sampled_from(["all", "attention", "mlp"]),
     "relative": st.sampled_from(["none", "grow", "prune", "both"]),
     "gamma_grow": st.floats(0, 1),
@@ -128,6 +132,25 @@ def test_the_key_of_a_recipe_is_the_same_on_every_machine_and_in_every_version()
     assert Recipe(Magnitude(), NM(2, 4)).key == "e0131ff0f1eca46e"
 
 
+def test_a_field_that_came_later_changes_no_key_and_old_plain_data_means_what_it_meant():
+    published = {DSnoT(max_cycles=50): "adec3b3aa289fd7b", ExactSwap(max_cycles=10): "57fccb8157f16593"}
+    for refiner, key in (published | {AS_PUBLISHED: "8ae8e535420bf71a"}).items():
+        assert Recipe("wanda", "2:4", refiner).key == key
+
+    @dataclasses.dataclass(frozen=True)
+    class Newer(DSnoT):
+        cycles_for_width: int | None = later(before=None, default=4096)  # a default chosen afterwards
+
+    old = Recipe("wanda", "2:4", DSnoT()).to_dict()
+    assert "cycles_for_width" not in old["refine"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REFINERS, "dsnot", Newer)
+        assert Recipe.from_dict(old).refine == Newer(cycles_for_width=None)
+        assert Recipe.from_dict(old).to_dict() == old
+        assert parse_method("refinement", "dsnot", REFINERS).cycles_for_width == 4096
+        assert Recipe("wanda", "2:4", Newer()).to_dict()["refine"]["cycles_for_width"] == 4096
+
+
 def test_labels_show_what_differs_from_the_defaults():
     assert Recipe(RIA(alpha=0.5), Unstructured(0.6)).label == "ria, 0.6 per output"
     assert (
@@ -197,6 +220,8 @@ def test_text_and_objects_may_be_mixed():
     assert Recipe("ria(alpha=1)", "0.6", "none") == Recipe(RIA(alpha=1.0), Unstructured(0.6))
     assert Recipe("wanda", Unstructured(0.7, "layer")).label == "wanda, 0.7 per layer"
     assert Recipe(Magnitude(), refine="dsnot(max_cycles=3)").refine == DSnoT(max_cycles=3)
+    with pytest.raises(UserError, match=r"cycles_for_width of dsnot must be of type int \| None, not 'wide'"):
+        Recipe(Magnitude(), refine="dsnot(cycles_for_width='wide')")
     assert Recipe.from_dict(Recipe("ria", "4:8", "r2dsnot").to_dict()) == Recipe("ria", "4:8", "r2dsnot")
 
 

@@ -14,6 +14,7 @@ from symprune.methods.masks import NM, Unstructured
 from symprune.methods.refine import REFINERS, dsnot, engine, exact_swap
 from symprune.methods.refine.dsnot import AS_PUBLISHED, DSnoT, R2DSnoT
 from symprune.methods.refine.exact_swap import ExactSwap
+from symprune.methods.refine.sketch_swap import SketchSwap
 from symprune.methods.stats import LayerStats, StatsAccumulator
 
 F64 = torch.float64
@@ -243,7 +244,7 @@ def test_rows_sorted_in_full_give_what_the_window_gives(pattern):
     for refiner in (R2DSnoT(), R2DSnoT(max_cycles=9, keep_sign=True), AS_PUBLISHED):
         criteria = dsnot.Criteria.of(refiner, weight, mask, stats)
         block = pattern.m if isinstance(pattern, NM) else None
-        in_full = engine.refine(criteria, mask, refiner.limits, block, window=False)
+        in_full = engine.refine(criteria, mask, refiner.limits(200), block, window=False)
         windowed = refiner.run(weight, mask, stats, pattern)
         assert torch.equal(in_full.mask, windowed.mask)
         assert in_full.summary() == windowed.summary()
@@ -274,7 +275,7 @@ def test_neutral_r2dsnot_is_dsnot(pattern, common):
 
 def with_gram(stats, d_in, seed=0):
     x = torch.randn(4, 60, d_in, dtype=F64, generator=torch.Generator().manual_seed(seed)) + 0.3
-    acc = StatsAccumulator(d_in, 1, gram=True)
+    acc = StatsAccumulator(d_in, 1, gram=True, rank=64)
     acc.update(x @ torch.randn(d_in, d_in, dtype=F64, generator=torch.Generator().manual_seed(1)))
     return acc.finish().to(stats.input_norm.dtype)
 
@@ -307,7 +308,7 @@ def test_no_cycles_return_the_start(name):
 
 
 @pytest.mark.parametrize(
-    "refiner", [DSnoT(), R2DSnoT(), R2DSnoT(p=math.inf, relative="both"), ExactSwap()], ids=str
+    "refiner", [DSnoT(), R2DSnoT(), R2DSnoT(p=math.inf, relative="both"), ExactSwap(), SketchSwap()], ids=str
 )
 @pytest.mark.parametrize("pattern", [None, NM(2, 4)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -315,8 +316,9 @@ def test_nothing_happens_where_nothing_can(refiner, pattern, dtype):
     weight, mask, stats = random_case(5, 12, 24, dtype)
     stats = with_gram(stats, 24)
     zero = torch.zeros(24, dtype=dtype)
-    silent = LayerStats(zero, zero, zero, zero, None, 240, 4, torch.zeros(24, 24, dtype=dtype))
-    unseen = LayerStats(zero, zero, zero, zero, None, 0, 0, torch.zeros(24, 24, dtype=dtype))
+    nothing = torch.zeros(24, 24, dtype=dtype), None, torch.zeros(24, 24, dtype=F64)
+    silent = LayerStats(zero, zero, zero, zero, None, 240, 4, *nothing)
+    unseen = LayerStats(zero, zero, zero, zero, None, 0, 0, *nothing)
     for same in (torch.ones_like(mask), torch.zeros_like(mask)):
         assert torch.equal(refiner(weight, same, stats, pattern), same)
     for without in (silent, unseen):
@@ -407,6 +409,27 @@ def test_a_relative_threshold_does_not_depend_on_the_scale():
     assert not torch.equal(fixed(weight, mask, scaled), fixed(weight, mask, stats))
 
 
+@pytest.mark.parametrize("cls", [DSnoT, R2DSnoT])
+@pytest.mark.parametrize(
+    ("cycles", "width", "d_in", "expected"),
+    [
+        (50, 4096, 576, 7),
+        (50, 4096, 1536, 19),
+        (50, 4096, 4096, 50),
+        (3, 40, 160, 12),
+        (3, 64, 32, 2),
+        (1, 10_000, 32, 1),  # rounded to nothing it would leave the linear out
+        (0, 4096, 576, 0),
+    ],
+)
+def test_cycles_go_with_the_width_they_are_meant_for(cls, cycles, width, d_in, expected):
+    weight, mask, stats = random_case(15, 3, d_in)
+    scaled = cls(max_cycles=cycles, cycles_for_width=width, threshold=0.0)
+    assert torch.equal(
+        scaled(weight, mask, stats), cls(max_cycles=expected, threshold=0.0)(weight, mask, stats)
+    )
+
+
 @pytest.mark.parametrize(
     ("kwargs", "word"),
     [
@@ -421,10 +444,13 @@ def test_a_relative_threshold_does_not_depend_on_the_scale():
         ({"threshold": -0.1}, "threshold"),
         ({"p": 0.0}, "p of"),
         ({"max_cycles": -1}, "max_cycles"),
+        ({"cycles_for_width": 0}, "cycles_for_width"),
+        ({"rank": -1}, "rank"),
+        ({"pair": "any"}, "greedy"),
     ],
 )
 def test_a_bad_hyperparameter_is_named(kwargs, word):
-    for cls in (DSnoT, R2DSnoT, ExactSwap):
+    for cls in (DSnoT, R2DSnoT, ExactSwap, SketchSwap):
         if set(kwargs) <= set(cls.__dataclass_fields__):
             with pytest.raises(UserError, match=word):
                 cls(**kwargs)
@@ -441,6 +467,8 @@ def test_uses_names_what_is_read():
     assert DSnoT().uses == ("input_norm", "input_mean", "input_var_within")
     assert R2DSnoT(variance="pooled").uses == ("input_norm", "input_mean", "input_var")
     assert ExactSwap.uses == ("gram",)
+    assert SketchSwap(rank=7).uses == ("input_norm", "input_mean", "sketch7")
+    assert SketchSwap(rank=0).uses == ("input_norm", "input_mean")
 
 
 # ExactSwap.
@@ -480,13 +508,17 @@ def test_exact_swap_never_raises_its_objective(pattern, dtype):
     assert last.sum() < 0.9 * start.sum()
 
 
+@pytest.mark.parametrize("pair", ["greedy", "best"])
 @pytest.mark.parametrize("block", [None, 4, 2])
-def test_exact_swap_against_brute_force_over_all_pairs(block):
+def test_exact_swap_against_brute_force_over_all_pairs(block, pair, monkeypatch):
+    monkeypatch.setattr(exact_swap, "ENTRIES_PER_PART", 3 * 64)  # three rows of all pairs at a time
+    apart = 0
     for seed in range(10):
         weight, x, stats = gram_case(seed, 8, 8)
         pattern = NM(block // 2, block) if block else Unstructured(0.5)
         mask = pattern(weight.abs() * stats.input_norm)
-        refined = ExactSwap(max_cycles=1)(weight, mask, stats, pattern)
+        refined = ExactSwap(max_cycles=1, pair=pair)(weight, mask, stats, pattern)
+        apart += int((refined != ExactSwap(max_cycles=1)(weight, mask, stats, pattern)).any(1).sum())
         for w, start, end in zip(weight, mask, refined, strict=True):
 
             def cost(kept, w=w, x=x):
@@ -502,7 +534,7 @@ def test_exact_swap_against_brute_force_over_all_pairs(block):
                 )
                 if not block or k // block == j // block
             ]
-            if not block:  # the best weight to grow comes first, alone
+            if not block and pair == "greedy":  # the best weight to grow comes first, alone
                 best = min((~start).nonzero().flatten().tolist(), key=lambda k: cost(grown(k)))
                 pairs = [pair for pair in pairs if pair[1] == best]
             lowest, k, j = min(pairs)
@@ -510,6 +542,7 @@ def test_exact_swap_against_brute_force_over_all_pairs(block):
                 assert (end ^ start).nonzero().flatten().tolist() == sorted((k, j))
             else:
                 assert torch.equal(end, start)
+    assert (apart > 0) == (pair == "best" and not block)
 
 
 def test_exact_swap_goes_on_until_no_swap_of_its_kind_is_left():

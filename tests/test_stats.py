@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symprune import StatsAccumulator
-from symprune.methods.stats import LinearSums, Moments, Sum
+from symprune.methods.stats import LinearSums, Moments
+from symprune.methods.sums import Sum
 
 VECTORS = ("input_norm", "input_mean", "input_var", "input_var_within", "output_norm")
 

@@ -24,9 +24,9 @@ from symprune.pruning.calibrate import accumulate, gather
 from symprune.pruning.stats_files import Calibration, load, merge, remembered, save
 from symprune.text.corpora import digest
 
-USES = frozenset({"input_norm", "output_norm", "gram"})
+USES = frozenset({"input_norm", "output_norm", "gram", "sketch8"})
 ASKED = stats_files.asked("w", USES, dtype="float32", device="cpu", seq_len=12)
-EXACT = ("input_norm", "input_mean", "input_var", "input_var_within", "output_norm")
+EXACT = ("input_norm", "input_mean", "input_var", "input_var_within", "output_norm", "sketch")
 WANDA = Recipe(Wanda(), Unstructured(0.5))
 
 
@@ -121,7 +121,9 @@ def test_a_file_holds_sums_and_no_token(tmp_path):
         d_out, d_in = named_linears(tiny.model())[key.rsplit(".", 1)[0]].weight.shape
         assert (
             shape
-            == {"inputs": (2, 3, d_in), "gram": (d_in, d_in), "outputs": (2, d_out)}[key.rsplit(".", 1)[1]]
+            == {"inputs": (2, 3, d_in), "gram": (d_in, d_in), "sketch": (2, d_in, 8), "outputs": (2, d_out)}[
+                key.rsplit(".", 1)[1]
+            ]
         )
 
 

@@ -31,7 +31,7 @@ from symprune import (
     save_masks,
 )
 from symprune.base import paths
-from symprune.methods.refine.exact_swap import ExactSwap
+from symprune.methods.refine import ExactSwap, SketchSwap
 from symprune.models.layers import decoder_layers, linears_by_layer, named_linears, weight_view
 from symprune.models.load import load_model
 from symprune.pruning.calibrate import collecting, gather
@@ -122,6 +122,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
         Recipe(RIA(), NM(2, 4), R2DSnoT()),
         Recipe(SymWanda()),
         Recipe(Wanda(), NM(2, 4), ExactSwap()),
+        Recipe(Wanda(), NM(2, 4), SketchSwap(rank=8)),
         Recipe(Magnitude()),
     ],
 )

@@ -15,6 +15,16 @@ class _Parser(argparse.ArgumentParser):
         print(f"symprune: error: {' '.join(message.split())} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(2)
 
+    def format_help(self) -> str:
+        """With the refinements, a line each, where one may be asked for: late, for they come with torch."""
+        text = super().format_help()
+        if "--refine" in self._option_string_actions:
+            from symprune.methods.refine import REFINERS
+
+            text += "\nrefinements, with hyperparameters if wanted:\n"
+            text += "".join(f"  {name:<12} {of.__doc__.splitlines()[0]}\n" for name, of in REFINERS.items())
+        return text
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Every command with its options; `run` of what is parsed names the file and function that serve it."""
@@ -75,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--refine",
         default=Default("none"),
-        help="a training-free refinement of the mask: dsnot, r2dsnot, exact_swap (default: %(default)s)",
+        help="a refinement of the mask, listed below (default: %(default)s)",
     )
     p.add_argument(
         "--update",
@@ -156,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--gather",
         default=Default(""),
-        help="what is not gathered unless asked for: output_norm, gram, gradient_gram, with commas between",
+        help="what is gathered only if asked for: output_norm, gram, gradient_gram, sketch64 (any number)",
     )
     p.add_argument(
         "--output-side",

@@ -22,6 +22,7 @@ from symprune.cli.common import (
 )
 from symprune.cli.given import given, refuse
 from symprune.methods.recipe import Recipe, method_label, parse_pattern
+from symprune.methods.sketch import lacking
 from symprune.models.precision import calibrating_in
 from symprune.pruning import mask_files, stats_files
 from symprune.pruning.calibrate import OUTPUT_SIDES, accumulate
@@ -60,6 +61,10 @@ def run_prune(args: argparse.Namespace) -> Answer:
     if unread:
         facts["not_read"] = unread
         text = f"{text}\n{recipe.label} reads no calibration text: {unread} changed nothing"
+    advice = getattr(recipe.refine, "advice", "")
+    if advice and recipe.refine == type(recipe.refine)():
+        facts["advice"] = f"{method_label(recipe.refine)}: {advice}"
+        text = f"{text}\n{facts['advice']}"
     return Answer(facts, text)
 
 
@@ -134,10 +139,10 @@ def _require_statistics_of(
     if (gathered_in := asked.get("calibration_dtype")) != args.calibration_dtype:
         option = f"--calibration-dtype {gathered_in}" if gathered_in else "no --calibration-dtype"
         raise UserError(f"{file} was gathered in {gathered_in or asked['dtype']}: give {option}")
-    if lacking := sorted((uses & stats_files.OPTIONAL) - set(asked["gathered"])):
+    if missing := lacking(stats_files.optional(uses), asked["gathered"]):
         raise UserError(
-            f"{recipe.label} reads {', '.join(lacking)}, which {file} lacks: calibrate with --gather"
-            f" {','.join(lacking)}"
+            f"{recipe.label} reads {', '.join(missing)}, which {file} lacks: calibrate with --gather"
+            f" {','.join(missing)}"
         )
 
 
@@ -176,8 +181,8 @@ def run_calibrate(args: argparse.Namespace) -> Answer:
     """Gather the statistics of a dense model into a file."""
     require_free(Path(args.out), "--out")
     uses = frozenset(filter(None, args.gather.split(",")))
-    for name in uses - stats_files.OPTIONAL:
-        raise unknown("statistic to gather", name, stats_files.OPTIONAL)
+    for name in uses - stats_files.optional(uses):
+        raise unknown("statistic to gather", name, [*stats_files.OPTIONAL, "sketch64"])
     if args.output_side not in OUTPUT_SIDES:
         raise unknown("output side", args.output_side, OUTPUT_SIDES)
     if "output_norm" not in uses:

@@ -5,6 +5,7 @@ from symprune.measure.experiment import Experiment
 from symprune.measure.perplexity import Perplexity, perplexity
 from symprune.measure.protocol import Protocol
 from symprune.measure.questions import Accuracy, MaskOverlap, ScoreTime, WindowLosses
+from symprune.measure.refinement_terms import RefinementTerms
 from symprune.measure.zero_shot import ZeroShot, zero_shot
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "MaskOverlap",
     "Perplexity",
     "Protocol",
+    "RefinementTerms",
     "ScoreTime",
     "WindowLosses",
     "ZeroShot",

@@ -14,6 +14,7 @@ from symprune.measure.dense_outputs import DenseOutputs, dense_outputs
 from symprune.measure.protocol import Protocol
 from symprune.measure.record_rows import totals
 from symprune.methods.recipe import Recipe
+from symprune.methods.sketch import lacking
 from symprune.methods.stats import LayerStats
 from symprune.models.precision import calibrating_in
 from symprune.pruning import stats_files
@@ -220,7 +221,7 @@ class Bench:
         if not uses:
             return dict.fromkeys(models.named_linears(model))
         held_seed, held, _ = self._statistics or (None, frozenset(), {})
-        if held_seed != seed or not uses <= held:
+        if held_seed != seed or lacking(uses, held):
             wanted = uses | (held if held_seed == seed else frozenset())
             wanted -= {
                 "gram",

@@ -1,17 +1,16 @@
 """Rows of tables from records: what was asked in names that tables group by, beside what was measured."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from statistics import fmean
 from typing import Any
 
 from symprune.base.records import Record
-from symprune.methods.recipe import Recipe, method_label, pattern_label
+from symprune.methods.recipe import Recipe, hyperparameters, method_label, pattern_label
 
 
 def hyperparameter_columns(part: str, method: Any) -> dict:
     """`score.alpha` and the like, so that sweeps can be pivoted; nothing for None."""
-    return {f"{part}.{f.name}": getattr(method, f.name) for f in fields(method)} if method else {}
+    return {f"{part}.{f.name}": value for f, value in hyperparameters(method)} if method else {}
 
 
 def recipe_of(record: Record) -> Recipe | None:

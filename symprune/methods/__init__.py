@@ -2,7 +2,7 @@
 
 from symprune.methods.masks import NM, Unstructured
 from symprune.methods.recipe import Recipe
-from symprune.methods.refine import DSnoT, ExactSwap, R2DSnoT
+from symprune.methods.refine import DSnoT, ExactSwap, R2DSnoT, SketchSwap
 from symprune.methods.scores import (
     RI,
     RIA,
@@ -35,6 +35,7 @@ __all__ = [
     "Recipe",
     "Refit",
     "Sequential",
+    "SketchSwap",
     "SparseGPT",
     "StatsAccumulator",
     "StochRIA",

@@ -81,7 +81,9 @@ class Recipe:
                 raise unknown("part of a recipe", part, _REGISTRIES)
             if isinstance(method, dict):
                 values = {field: value for field, value in method.items() if field != "name"}
-                parts[part] = build(part, method.get("name"), _REGISTRIES[part], values)
+                name, registry = method.get("name"), _REGISTRIES[part]
+                before = _before(registry[name]) if isinstance(name, str) and name in registry else {}
+                parts[part] = build(part, name, registry, before | values)
             elif not (part in ("refine", "update") and method is None):
                 raise UserError(f"the {part} of a recipe is a name and its hyperparameters, not {method!r}")
         if "score" not in parts:
@@ -92,9 +94,9 @@ class Recipe:
 def method_dict(method: Any) -> dict:
     """Name and hyperparameters of a score, pattern or refiner as JSON, which knows no infinity.
 
-    Equal methods have equal ones.
+    Equal methods have equal ones. What is told of fields that came later: `refinement.later`.
     """
-    values = {f.name: float(value) if f.type is float else value for f, value in _fields(method)}
+    values = {f.name: float(value) if f.type is float else value for f, value in hyperparameters(method)}
     return {
         "name": _name(method),
         **{name: "inf" if value == float("inf") else value for name, value in values.items()},
@@ -105,7 +107,7 @@ def method_label(method: Any) -> str:
     """`ria`, or `ria(alpha=1.0)` where a hyperparameter is not its default; `parse_method` reads it back."""
     changed = [
         f"{f.name}={float(value) if f.type is float else value!r}"
-        for f, value in _fields(method)
+        for f, value in hyperparameters(method)
         if value != f.default
     ]
     return _name(method) + (f"({', '.join(changed)})" if changed else "")
@@ -168,9 +170,8 @@ def build(kind: str, name: Any, registry: dict, values: dict) -> Any:
         elif not isinstance(value, (int, float) if known[field] is float else known[field]) or isinstance(
             value, bool
         ) != (known[field] is bool):
-            raise UserError(
-                f"hyperparameter {field} of {name} must be of type {known[field].__name__}, not {value!r}"
-            )
+            wanted = getattr(known[field], "__name__", known[field])
+            raise UserError(f"hyperparameter {field} of {name} must be of type {wanted}, not {value!r}")
     return registry[name](**values)
 
 
@@ -180,8 +181,17 @@ def _name(method: Any) -> str:
     return named.get(type(method), type(method).__name__)
 
 
-def _fields(method: Any) -> list[tuple[dataclasses.Field, Any]]:
-    return [(field, getattr(method, field.name)) for field in dataclasses.fields(method)]
+def hyperparameters(method: Any) -> list[tuple[dataclasses.Field, Any]]:
+    """The fields of a method that plain data speaks of, and their values."""
+    found = [(field, getattr(method, field.name)) for field in dataclasses.fields(method)]
+    return [
+        (f, value) for f, value in found if not ("before" in f.metadata and value == f.metadata["before"])
+    ]
+
+
+def _before(cls: type) -> dict[str, Any]:
+    """The hyperparameters that plain data leaves out, and what that means."""
+    return {f.name: f.metadata["before"] for f in dataclasses.fields(cls) if "before" in f.metadata}
 
 
 def _meant(kind: str, method: Any, registry: dict) -> Any:

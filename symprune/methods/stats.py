@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from symprune.base.types import Inputs, Outputs
+from symprune.methods.sketch import signs
+from symprune.methods.sums import Sum, at_least_float32, squared_norm
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class LayerStats:
     (None: not gathered). input_var is the variance over all tokens (pooled); input_var_within is the
     token-weighted mean of the variances inside each sample, as in DSnoT's published code, which drops the
     spread between samples. Variances divide by n. gram = X^T X, and gradient_gram is the same of the loss
-    gradients with respect to the outputs (None: not asked for): the two statistics that are not small.
+    gradients with respect to the outputs (None: not asked for): the two statistics that are not small. sketch
+    = (gram - n_tokens * mean mean^T) Omega (None: not asked for) in float64, see `symprune.methods.sketch`.
     """
 
     input_norm: Float[Tensor, " d_in"]
@@ -30,6 +33,7 @@ class LayerStats:
     n_samples: int
     gram: Float[Tensor, "d_in d_in"] | None = None
     gradient_gram: Float[Tensor, "d_out d_out"] | None = None
+    sketch: Float[Tensor, "d_in r"] | None = None
 
     def to(self, *args, **kwargs) -> "LayerStats":
         """The same statistics with every tensor passed through `Tensor.to` (device, dtype)."""
@@ -40,36 +44,13 @@ class LayerStats:
 
 
 @dataclass(frozen=True)
-class Sum:
-    """A sum with twice float64's precision: `high` is the sum, `low` what its rounding left over.
-
-    Added in whatever order, `high` comes out the same but for additions whose exact sum lies within 2^-100 of
-    halfway between two float64 numbers: statistics gathered in parts are those gathered in one go.
-    """
-
-    high: Float[Tensor, "*shape"]
-    low: Float[Tensor, "*shape"]
-
-    @classmethod
-    def of(cls, term: Float[Tensor, "..."]) -> "Sum":
-        """One term, as float64."""
-        return cls(term.double(), torch.zeros_like(term, dtype=torch.float64))
-
-    def __add__(self, other: "Sum") -> "Sum":
-        high = self.high + other.high
-        taken = high - self.high
-        low = (self.high - (high - taken)) + (other.high - taken) + (self.low + other.low)
-        rounded = high + low
-        return Sum(rounded, low - (rounded - high))
-
-
-@dataclass(frozen=True)
 class Moments:
     """Sums over a stretch of inputs from which every statistic follows; two stretches merge by addition.
 
-    sums: three rows, the sum of x; over samples, of n_s * mean_s^2; and of (x - mean_s)^2. gram = sum of x
-    x^T, if asked for: a float64 sum of products in the inputs' precision, so that an order of additions shows
-    in its 53rd bit at most. dtype: what statistics are rounded to, float64 if all inputs were, else float32.
+    sums: three rows, the sum of x; over samples, of n_s * mean_s^2; and of (x - mean_s)^2. gram = sum of
+    x x^T, if asked for: a float64 sum of products in the inputs' precision, so that an order of additions
+    shows in its 53rd bit at most. sketch = gram Omega, if asked for, added up as sums are. dtype: what
+    statistics are rounded to, float64 if all inputs were, else float32.
     """
 
     n_tokens: int
@@ -77,6 +58,7 @@ class Moments:
     sums: Sum
     gram: Float[Tensor, "d d"] | None = None
     dtype: torch.dtype = torch.float64
+    sketch: Sum | None = None
 
     @property
     def total(self) -> Float[Tensor, " d"]:
@@ -94,42 +76,53 @@ class Moments:
         return self.sums.high[2]
 
     @classmethod
-    def none(cls, d: int, device: torch.device | str = "cpu", gram: bool = False) -> "Moments":
+    def none(cls, d: int, device: torch.device | str = "cpu", gram: bool = False, rank: int = 0) -> "Moments":
         """No inputs."""
         products = torch.zeros(d, d, dtype=torch.float64, device=device) if gram else None
-        return cls(0, 0, Sum.of(torch.zeros(3, d, device=device)), products)
+        sketch = Sum.of(torch.zeros(d, min(rank, d), device=device)) if rank else None
+        return cls(0, 0, Sum.of(torch.zeros(3, d, device=device)), products, sketch=sketch)
 
     @classmethod
-    def of(cls, inputs: Inputs, gram: bool = False) -> "Moments":
+    def of(cls, inputs: Inputs, gram: bool = False, rank: int = 0) -> "Moments":
         """Moments of [tokens, d] or [samples, ..., d]; half precision is read as float32.
 
-        All that lies between the samples and d are tokens: the heads of latent attention among them.
+        All that lies between the samples and d are tokens: the heads of latent attention among them. rank:
+        the columns of the sketch, 0 for none.
         """
         samples = at_least_float32(inputs.detach())
         few = samples.dim() < 3
         samples = samples.reshape(-1, samples.shape[-1]).unsqueeze(0) if few else samples.flatten(1, -2)
         n_samples, n_tokens, d = samples.shape
         if n_samples * n_tokens == 0:
-            return replace(cls.none(d, samples.device, gram), dtype=samples.dtype)
+            return replace(cls.none(d, samples.device, gram, rank), dtype=samples.dtype)
         total, between, within = sums = torch.zeros(3, d, dtype=torch.float64, device=samples.device)
-        products = None
+        products, sketch = None, torch.zeros(d, min(rank, d), dtype=torch.float64, device=samples.device)
         for sample in samples:  # one at a time: it stays in the processor's cache
             mean = sample.mean(dim=0)
             # The mean leaves before the square is taken: a channel with a large mean and a small spread loses
             # nothing.
-            within += squared_norm(sample - mean, dim=0)
+            centred = sample - mean
+            within += squared_norm(centred, dim=0)
             mean = mean.double()
+            if rank:
+                omega = signs(d, rank, samples.dtype, samples.device)
+                sketch += centred.t() @ (centred @ omega)
+                sketch.addr_(mean, mean @ omega.double(), alpha=n_tokens)
             total += mean * n_tokens
             between += mean.square() * n_tokens
             if gram:
                 product = sample.t() @ sample
                 products = product if products is None else product.double().add_(products)
-        return cls(n_samples * n_tokens, n_samples, Sum.of(sums), products, samples.dtype)
+        held = Sum.of(sketch) if rank else None
+        return cls(n_samples * n_tokens, n_samples, Sum.of(sums), products, samples.dtype, held)
 
     def plus(self, other: "Moments", in_place: bool = False) -> "Moments":
         """The moments of both; in_place: this Gram matrix, which nothing else may hold, is written over."""
         if (self.gram is None) != (other.gram is None):
             raise ValueError("one side gathered X^T X and the other did not: their sum would be neither")
+        ranks = [0 if side.sketch is None else side.sketch.high.shape[1] for side in (self, other)]
+        if ranks[0] != ranks[1]:
+            raise ValueError(f"sketches of {ranks[0]} and {ranks[1]} columns cannot be added")
         gram = None
         if self.gram is not None:
             gram = self.gram.add_(other.gram) if in_place else self.gram + other.gram
@@ -139,6 +132,7 @@ class Moments:
             self.sums + other.sums,
             gram,
             torch.float64 if self.dtype == other.dtype == torch.float64 else torch.float32,
+            None if self.sketch is None or other.sketch is None else self.sketch + other.sketch,
         )
 
 
@@ -164,12 +158,18 @@ class LinearSums:
 
     @classmethod
     def of_nothing(
-        cls, shapes: Mapping[str, tuple[int, int]], devices: Mapping[str, torch.device], gram: bool = False
+        cls,
+        shapes: Mapping[str, tuple[int, int]],
+        devices: Mapping[str, torch.device],
+        gram: bool = False,
+        rank: int = 0,
     ) -> "LinearSums":
         """No inputs yet: linears of one width on one device are in one group."""
         first: dict[tuple, str] = {}
         group_of = {n: first.setdefault((d_in, devices[n]), n) for n, (_, d_in) in shapes.items()}
-        return cls(shapes, group_of, {n: Moments.none(d_in, at, gram) for (d_in, at), n in first.items()})
+        return cls(
+            shapes, group_of, {n: Moments.none(d_in, at, gram, rank) for (d_in, at), n in first.items()}
+        )
 
     def add(self, linears: Collection[str], moments: Moments) -> None:
         """Add the moments of inputs that all these linears received; ValueError if one side lacks X^T X."""
@@ -247,12 +247,15 @@ class StatsAccumulator:
 
     `update` takes [tokens, d] or [samples, ..., d]. The order of updates and merges does not show in the
     result, see `Sum` (of a Gram matrix: not beyond float64's rounding); results are float32, or float64 if
-    every update was. gram=True also gathers X^T X, 8 * d_in^2 bytes.
+    every update was. gram=True also gathers X^T X, 8 * d_in^2 bytes; rank > 0 a sketch of it, 16 * d_in *
+    rank.
     """
 
-    def __init__(self, d_in: int, d_out: int, device: torch.device | str = "cpu", gram: bool = False):
-        self._d_in = d_in
-        self._sums = LinearSums.of_nothing({"": (d_out, d_in)}, {"": torch.device(device)}, gram)
+    def __init__(
+        self, d_in: int, d_out: int, device: torch.device | str = "cpu", gram: bool = False, rank: int = 0
+    ):
+        self._d_in, self._rank = d_in, rank
+        self._sums = LinearSums.of_nothing({"": (d_out, d_in)}, {"": torch.device(device)}, gram, rank)
 
     @property
     def moments(self) -> Moments:
@@ -263,7 +266,7 @@ class StatsAccumulator:
         """Add one stretch of inputs, and of outputs; raises ValueError if a width is not this linear's."""
         if inputs.shape[-1] != self._d_in:
             raise ValueError(f"inputs have width {inputs.shape[-1]}, this linear takes {self._d_in}")
-        self.add(Moments.of(inputs, self.moments.gram is not None))
+        self.add(Moments.of(inputs, self.moments.gram is not None, self._rank))
         if outputs is not None:
             self._sums.add_outputs("", outputs)
 
@@ -286,14 +289,8 @@ def _statistics(moments: Moments) -> LayerStats:
     square, mean = moments.within + moments.between, moments.total / n
     vectors = square.sqrt(), mean, (square / n - mean.square()).clamp(min=0), moments.within / n
     gram = None if moments.gram is None else moments.gram.to(dtype, copy=True)  # sums go on in place
-    return LayerStats(*(v.to(dtype) for v in vectors), None, moments.n_tokens, moments.n_samples, gram)
-
-
-def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Half precision as float32, everything else as it is."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def squared_norm(x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
-    """Sum of squares along `dim`, float64; along rows three times as fast as `torch.linalg.vector_norm`."""
-    return x.square().sum(dim=dim).double()
+    counts, sketch = (moments.n_tokens, moments.n_samples), None
+    if moments.sketch is not None:
+        omega = signs(len(mean), moments.sketch.high.shape[1], torch.float64, mean.device)
+        sketch = moments.sketch.high - torch.outer(moments.total, mean @ omega)
+    return LayerStats(*(v.to(dtype) for v in vectors), None, *counts, gram, sketch=sketch)

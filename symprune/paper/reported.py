@@ -3,25 +3,29 @@ them.
 """
 
 import functools
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 from symprune.paper.tables import decimals_of, summarise
-from symprune.paper.verdicts import NOT_RUN
+from symprune.paper.verdicts import NOT_RUN, Verdict
 
 
 def reported_figures() -> pd.DataFrame:
-    """One row per reported perplexity: model, pattern ("dense", "0.5", "2:4"), method, reported, seq_len
-    (empty: not said), source.
+    """One row per reported perplexity: model, pattern ("dense", "0.5", "2:4"), method, reported, deviation
+    (over runs; empty: not said), seq_len (likewise), source.
     """
     rows = [
         {
             "model": model,
             "pattern": pattern,
             "method": method,
-            "reported": value,
+            **dict(
+                zip(("reported", "deviation"), value if isinstance(value, list) else (value,), strict=False)
+            ),
             "seq_len": part["seq_len"],
             "source": part["source"],
         }
@@ -31,6 +35,37 @@ def reported_figures() -> pd.DataFrame:
         for method, value in methods.items()
     ]
     return pd.DataFrame(rows).astype({"seq_len": "Int64"})
+
+
+def agreement_in_sign(verdicts: Sequence[Verdict], pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Each pairwise verdict of ours beside what others reported of the same pair on models of 7B and more.
+
+    pairs: by the verdict's id, the methods a and b whose perplexities were compared; ids that are not there
+    are left out, as are patterns that nobody reported. Effects are a over b, minus 1. agrees: "yes" or "no"
+    by the sign of the effects, "undecided" where ours is.
+    """
+    figures, rows = reported_figures(), []
+    large = figures["model"].map(lambda model: float(re.findall(r"-([\d.]+)b", model.lower())[0]) >= 7)
+    for verdict in verdicts:
+        a, b = pairs.get(verdict.id, ("", ""))
+        of = [part.removesuffix(" per output") for part in verdict.of.split(", ")]
+        here = figures[large & figures["pattern"].isin(of)]
+        sides = (here[here["method"] == method].drop(columns=["method", "seq_len"]) for method in (a, b))
+        for pair in pd.merge(*sides, on=["model", "pattern", "source"]).itertuples():
+            theirs = pair.reported_x / pair.reported_y - 1
+            agrees = "yes" if theirs * verdict.effect > 0 else "no"
+            rows.append(
+                {
+                    "pair": f"{a} / {b}",
+                    "pattern": pair.pattern,
+                    "ours": f"{verdict.effect:+.1%}",
+                    "model": pair.model,
+                    "reported": f"{theirs:+.1%}",
+                    "agrees": "undecided" if verdict.verdict == "undecided" else agrees,
+                    "source": pair.source,
+                }
+            )
+    return pd.DataFrame(rows, columns=["pair", "pattern", "ours", "model", "reported", "agrees", "source"])
 
 
 def beside_reported(rows: pd.DataFrame, seq_len: int, digits: int = 4) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from symprune.base.errors import UserError, unknown
 from symprune.base.progress import track
 from symprune.base.types import Windows
+from symprune.methods.sketch import rank_in
 from symprune.methods.stats import LayerStats, LinearSums, Moments, at_least_float32
 from symprune.models.causal import require_causal
 from symprune.models.devices import require_memory
@@ -26,7 +27,7 @@ from symprune.pruning.runner import (
 )
 
 OUTPUT_SIDES = ("activations", "gradients")
-_NO_GRAM = "use a refinement that needs no Gram matrix"
+_NO_GRAM = "use a refinement that needs no Gram matrix, sketch_swap for one"
 _NO_GRADIENTS = "take the update refit, which needs no gradients"
 
 
@@ -70,14 +71,15 @@ def collecting(linears: Mapping[str, nn.Module], uses: Collection[str]) -> Itera
     """Inside, every forward of the linears adds to their sums, which are whole at the end.
 
     uses: the fields of `LayerStats` wanted; outputs are gathered only for "output_norm", Gram matrices only
-    for "gram". Raises UserError, naming the linear, on NaN or inf.
+    for "gram", sketches of them only for names such as "sketch64". Raises UserError, naming the linear, on
+    NaN or inf.
     """
-    gram = "gram" in uses
+    gram, rank = "gram" in uses, rank_in(uses)
     if gram:
         _require_gram_memory(linears)
     shapes = {name: tuple(weight_view(linear).shape) for name, linear in linears.items()}
-    sums = LinearSums.of_nothing(shapes, {name: m.weight.device for name, m in linears.items()}, gram)
-    collector = _Collector(sums, gram)
+    sums = LinearSums.of_nothing(shapes, {name: m.weight.device for name, m in linears.items()}, gram, rank)
+    collector = _Collector(sums, gram, rank)
 
     def observe(name: str, inputs: Tensor, outputs: Tensor) -> None:
         collector.receive(name, inputs)
@@ -92,8 +94,8 @@ def collecting(linears: Mapping[str, nn.Module], uses: Collection[str]) -> Itera
 class _Collector:
     """Adds a tensor of inputs to the sums once, for all the linears that receive it one after the other."""
 
-    def __init__(self, sums: LinearSums, gram: bool):
-        self._sums, self._gram = sums, gram
+    def __init__(self, sums: LinearSums, gram: bool, rank: int):
+        self._sums, self._gram, self._rank = sums, gram, rank
         self._inputs: Tensor | None = None  # received last, and not added yet
         self._moments: Moments | None = None
         self._linears: list[str] = []
@@ -102,7 +104,7 @@ class _Collector:
         # The one place that tells whether linears receive the same: the very same tensor, not an equal one.
         if inputs is not self._inputs or name in self._linears:
             self.add()
-            self._moments = Moments.of(inputs, self._gram)
+            self._moments = Moments.of(inputs, self._gram, self._rank)
             if not torch.isfinite(self._moments.within.sum() + self._moments.total.sum()):
                 raise UserError(
                     f"NaN or inf in the inputs of {name}: the weights are broken, or the dtype's range is too"

@@ -64,9 +64,10 @@ class Cost:
     """Bytes and operations of pruning a model of this shape on n_windows windows of seq_len tokens.
 
     itemsize: bytes of a weight; computed: of a number that calibration computes with, if wider. passes: over
-    the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics.
-    merged: bytes of the largest tensor that a checkpoint holds in parts. iterations: of an update of the kept
-    weights (0: none); gradients: it reads the Gram matrices of the gradients, which are kept for all layers.
+    the decoder layers, 2 for propagation "pruned", 1 for "dense", 0 for scores that read no statistics. gram:
+    Gram matrices are gathered; rank: columns of a sketch of them, 0 for none. merged: bytes of the largest
+    tensor that a checkpoint holds in parts. iterations: of an update of the kept weights (0: none);
+    gradients: it reads the Gram matrices of the gradients, which are kept for all layers.
     """
 
     shape: Shape
@@ -76,6 +77,7 @@ class Cost:
     batch_size: int = 1
     passes: int = 2
     gram: bool = False
+    rank: int = 0
     keep_masks: bool = False
     merged: int = 0
     computed: int = 0
@@ -117,32 +119,28 @@ class Cost:
     def inputs(self) -> list[int]:
         """The widths of the inputs of one decoder layer's linears, shared ones once.
 
-        Linears of the width of the hidden states are taken to have three inputs among them (attention, its
-        output, mlp).
+        Linears of the width of the hidden states are taken to have three (attention, its output, mlp).
         """
         widths = [d_in for _, d_in in self.shape.widths]
-        count = {
-            d: min(widths.count(d), 3) if d == self.shape.hidden_size else widths.count(d) for d in widths
-        }
+        most = {self.shape.hidden_size: 3}
+        count = {d: min(widths.count(d), most.get(d, len(widths))) for d in widths}
         return [d for d, n in count.items() for _ in range(n)]
 
     @property
     def grams(self) -> int:
-        """Gram matrices of one decoder layer, and a product being added."""
-        return (
-            8 * sum(d**2 for d in self.inputs) + 12 * max(self.inputs) ** 2
-            if self.gram and self.passes
-            else 0
-        )
+        """Gram matrices or sketches of one decoder layer, and a product being added."""
+        gram = 8 * sum(d**2 for d in self.inputs) + 12 * max(self.inputs) ** 2 if self.gram else 0
+        columns = [d * min(self.rank, d) for d in self.inputs]
+        return (gram + 16 * sum(columns) + 64 * max(columns)) * (self.passes > 0)
 
     @property
     def scoring(self) -> int:
-        """Scores and mask of the largest linear, and the masks of its decoder layer."""
+        """Scores and mask of the largest linear, a matrix that a sketch stands for, and the layer's masks."""
         sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
-        copies = (
-            3 if self.number > self.itemsize else 2
-        )  # of the weight, too, if it is computed in a wider type
-        return int((copies * max(self.number, 4) + _SELECTING) * max(sizes)) + sum(sizes)
+        # Copies of the weight, too, if it is computed in a wider type.
+        copies = 3 if self.number > self.itemsize else 2
+        formed = max(self.number, 4) * max(self.inputs) ** 2 if self.rank else 0
+        return int((copies * max(self.number, 4) + _SELECTING) * max(sizes)) + formed + sum(sizes)
 
     @property
     def gradient_grams(self) -> int:
@@ -196,7 +194,8 @@ class Cost:
         Two per weight and token, and those of attention's two products over half the window.
         """
         tokens = self.n_windows * self.seq_len
-        gram = sum(2 * d**2 for d in self.inputs) * self.shape.n_layers if self.gram else 0
+        a_token = [self.gram * 2 * d**2 + 4 * d * min(self.rank, d) for d in self.inputs]
+        gram = sum(a_token) * self.shape.n_layers
         attention = 2 * self.seq_len * self.shape.hidden_size * self.shape.n_layers
         passes = self.passes * (2 * self.shape.linears + attention) + gram * (self.passes > 0)
         return tokens * passes + self.update_operations

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from symprune.base.errors import UserError
 from symprune.base.types import Windows
-from symprune.methods.stats import LayerStats, LinearSums, Moments, Sum
+from symprune.methods.stats import LayerStats, LinearSums, Moments
+from symprune.methods.sums import Sum
 from symprune.pruning.calibrate import accumulate
 
 
@@ -64,7 +65,8 @@ def _reduced(moments: Moments, dtype: torch.dtype) -> Moments:
     if gram is not None:
         gram = gram.clone()
         dist.all_reduce(gram)
-    return Moments(n_tokens, n_samples, _added(moments.sums), gram, dtype)
+    sketch = None if moments.sketch is None else _added(moments.sketch)
+    return Moments(n_tokens, n_samples, _added(moments.sums), gram, dtype, sketch)
 
 
 def _added(part: Sum) -> Sum:

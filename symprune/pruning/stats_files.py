@@ -3,8 +3,9 @@
 What a file reveals, and all that a client of a joint calibration hands on: the weights it was gathered with
 (a hash), the number of windows and tokens, a hash of the windows, and for each linear the sums over all
 tokens of every input channel, of its square, split into within and between windows, and if asked for of every
-output's square ("output_norm"), of every product of two input channels ("gram") or of the loss gradients of
-two outputs ("gradient_gram"). Never a token or a text.
+output's square ("output_norm"), of every product of two input channels ("gram") or of 64 random combinations
+of these products ("sketch64", or another number), or of the loss gradients of two outputs ("gradient_gram").
+Never a token or a text.
 But a hash tells whether a guessed text was used; sums over few tokens say much about each of them; and Gram
 matrices span the inputs where tokens are fewer than channels: calibrate on many windows.
 """
@@ -14,7 +15,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from torch import Tensor
 
 from symprune.base.errors import UserError
 from symprune.base.files import short_sha256
-from symprune.methods import stats
-from symprune.methods.stats import LayerStats, LinearSums, Moments, Sum
+from symprune.methods import sketch, stats, sums
+from symprune.methods.sketch import rank_in
+from symprune.methods.stats import LayerStats, LinearSums, Moments
+from symprune.methods.sums import Sum
 from symprune.models import experts, layers, precision
 from symprune.models.devices import device_type
 from symprune.models.load import DTYPES
@@ -69,6 +72,11 @@ class Calibration:
         return missing
 
 
+def optional(uses: Collection[str]) -> frozenset[str]:
+    """Those of the uses that are gathered only if asked for."""
+    return frozenset(use for use in uses if use in OPTIONAL or rank_in([use]))
+
+
 def asked(
     weights: str,
     uses: frozenset[str],
@@ -83,7 +91,7 @@ def asked(
 
     weights: the model's fingerprint.
     """
-    gathered = sorted(uses & OPTIONAL)
+    gathered = sorted(optional(uses))
     question = {
         "weights": weights,
         "dtype": dtype,
@@ -134,6 +142,8 @@ def save(file: Path | str, calibration: Calibration) -> None:
             tensors[f"{name}.inputs"] = _stacked(moments.sums)
             if moments.gram is not None:
                 tensors[f"{name}.gram"] = moments.gram.cpu()
+            if moments.sketch is not None:
+                tensors[f"{name}.sketch"] = _stacked(moments.sketch)
         if name in sums.output_squares:
             tensors[f"{name}.outputs"] = _stacked(sums.output_squares[name])
         if name in sums.gradient_grams:
@@ -221,7 +231,9 @@ def _sums(linears: dict[str, dict], tensors: dict[str, Tensor]) -> LinearSums:
         if group == name:
             high_low, counts = tensors[f"{name}.inputs"], (about["n_tokens"], about["n_samples"])
             dtype = DTYPES[about["dtype"]]
-            sums.moments[name] = Moments(*counts, Sum(*high_low), tensors.get(f"{name}.gram"), dtype)
+            held = Sum(*tensors[f"{name}.sketch"]) if f"{name}.sketch" in tensors else None
+            gram = tensors.get(f"{name}.gram")
+            sums.moments[name] = Moments(*counts, Sum(*high_low), gram, dtype, held)
         sums.group_of[name] = group
         sums.shapes[name] = about["d_out"], tensors[f"{group}.inputs"].shape[-1]
         if f"{name}.outputs" in tensors:
@@ -242,4 +254,5 @@ def _checksum(header: dict, tensors: Mapping[str, Tensor]) -> str:
 
 def _code() -> str:
     """A hash of the code that gathers: sums of another version of it are not these."""
-    return short_sha256(map(inspect.getsource, (calibrate, runner, stats, layers, experts, precision)))
+    parts = (calibrate, runner, stats, sketch, sums, layers, experts, precision)
+    return short_sha256(map(inspect.getsource, parts))

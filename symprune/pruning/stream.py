@@ -16,6 +16,7 @@ from symprune.base.files import require_disk, require_free, whole_folder
 from symprune.base.progress import track
 from symprune.base.types import Windows
 from symprune.methods.recipe import Recipe
+from symprune.methods.sketch import rank_in
 from symprune.models.causal import require_causal
 from symprune.models.devices import ALL_GPUS, memory_of
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
@@ -105,10 +106,10 @@ class StreamedRun:
                 how.batch_size, self.model, windows, device=how.device, room=room
             )
         sizes = (0, 0) if windows is None else windows.shape
-        gram = "gram" in recipe.uses
+        asked = "gram" in recipe.uses, rank_in(recipe.uses)
         merged = self._checkpoint.largest_merge
         wider = calibration_dtype(next(self.model.parameters()))
-        cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, gram, how.keep_masks, merged)
+        cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, *asked, how.keep_masks, merged)
         iterations = getattr(recipe.update, "max_iterations", 1) if recipe.update else 0
         updating = {"iterations": iterations, "gradients": GRADIENTS in recipe.uses}
         cost = replace(cost, computed=wider.itemsize if wider else 0, **updating)

@@ -2,7 +2,8 @@
 
 from symprune.methods.refine.dsnot import AS_PUBLISHED, DSnoT, R2DSnoT
 from symprune.methods.refine.exact_swap import ExactSwap
+from symprune.methods.refine.sketch_swap import SketchSwap
 
-REFINERS = {"dsnot": DSnoT, "r2dsnot": R2DSnoT, "exact_swap": ExactSwap}
+REFINERS = {"dsnot": DSnoT, "r2dsnot": R2DSnoT, "exact_swap": ExactSwap, "sketch_swap": SketchSwap}
 
-__all__ = ["AS_PUBLISHED", "REFINERS", "DSnoT", "ExactSwap", "R2DSnoT"]
+__all__ = ["AS_PUBLISHED", "REFINERS", "DSnoT", "ExactSwap", "R2DSnoT", "SketchSwap"]

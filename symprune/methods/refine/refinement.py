@@ -1,6 +1,7 @@
 """What a refinement reports, and what every refiner checks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -44,9 +45,29 @@ class Refinement:
         return {name: value for name, value in vars(self).items() if name != "mask"}
 
 
-def check_cycles(max_cycles: int, linears: str) -> None:
-    """Raise UserError unless max_cycles is not negative and linears is known."""
+def later(before: Any, default: Any) -> Any:
+    """A field that came after the first records, which were all measured as if it were `before`.
+
+    A recipe with that value does not speak of it, so that records keep their names.
+    """
+    return field(default=default, metadata={"before": before})
+
+
+def cycles_of(max_cycles: int, width: int | None, d_in: int) -> int:
+    """The cycles of a linear with d_in inputs: max_cycles * d_in / width, rounded (None: max_cycles).
+
+    At least one where max_cycles is not zero, so that no linear is left out because it is narrow.
+    """
+    if width is None or max_cycles == 0:
+        return max_cycles
+    return max(1, (2 * max_cycles * d_in + width) // (2 * width))
+
+
+def check_cycles(max_cycles: int, linears: str, width: int | None = None) -> None:
+    """Raise UserError unless max_cycles is not negative, linears is known, and width is at least 1."""
     if max_cycles < 0:
         raise UserError(f"max_cycles must not be negative, not {max_cycles}")
+    if width is not None and width < 1:
+        raise UserError(f"cycles_for_width must be at least 1, not {width}")
     if linears not in LINEARS:
         raise unknown("linears", linears, LINEARS)
