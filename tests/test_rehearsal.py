@@ -61,7 +61,7 @@ def test_a_window_length_leaves_out_the_models_that_have_fewer_positions(rehears
     assert (short.eval_seq_len, long.eval_seq_len, short.n_eval) == (64, 128, None)
     assert set(short.models) - set(long.models) == {"facebook/opt-1.3b"}
     with pytest.raises(UserError, match="above the 64 positions of OPTForCausalLM"):
-        Experiment(Protocol.of(values, models=["facebook/opt-1.3b"], seq_len=128)).run([None])
+        Experiment(Protocol.of(values, models=["facebook/opt-1.3b"], eval_seq_len=128)).run([None])
     assert Protocol.of(values, models=["facebook/opt-1.3b"]).over_whole_splits([128]) == []
 
 
