@@ -7,7 +7,7 @@ day with a GPU nothing is found but numbers.
 import hub
 import pytest
 
-from symprune import Recipe, Wanda
+from symprune import Recipe, UserError, Wanda
 from symprune.measure import Accuracy, Experiment, Protocol, WindowLosses
 from symprune.paper.notebooks import notebook_names
 from symprune.paper.profiles import load_profile
@@ -60,6 +60,8 @@ def test_a_window_length_leaves_out_the_models_that_have_fewer_positions(rehears
     short, long = Protocol.of(values).over_whole_splits(values["dense_lengths"])
     assert (short.eval_seq_len, long.eval_seq_len, short.n_eval) == (64, 128, None)
     assert set(short.models) - set(long.models) == {"facebook/opt-1.3b"}
+    with pytest.raises(UserError, match="above the 64 positions of OPTForCausalLM"):
+        Experiment(Protocol.of(values, models=["facebook/opt-1.3b"], eval_seq_len=128)).run([None])
     assert Protocol.of(values, models=["facebook/opt-1.3b"]).over_whole_splits([128]) == []
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from symprune.base.types import Logits, Windows
 from symprune.models.devices import require_memory
 from symprune.pruning.cost import batch_size_of
+from symprune.pruning.runner import check_windows
 
 
 class DenseOutputs:
@@ -38,8 +39,10 @@ def dense_outputs(model: nn.Module, windows: Windows, batch_size: int | str = 1)
     """What this model predicts of windows [n, seq_len]; for `perplexity` of the model after it is pruned.
 
     batch_size: as for `perplexity`. Memory: n * seq_len * hidden size numbers on the CPU, or the vocabulary's
-    size in its place where the head alone does not give the logits; raises UserError where that is too much.
+    size in its place where the head alone does not give the logits; raises UserError where that is too much,
+    or where the windows are not for this model.
     """
+    check_windows(model, windows)
     device = next(model.parameters()).device
     head, inputs = model.get_output_embeddings(), []
     hook = head and head.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))

@@ -23,8 +23,8 @@ Reused = Sequence[tuple[Any, Record]]  # cells of a grid, and what is on record 
 class SameCode:
     """What this code may reuse of a folder of records: what it measured itself, or would measure again.
 
-    A cell is of several kinds: its measurement, its model, and the score, pattern and refinement of each
-    recipe. Of every kind that other code has on record one cell is measured again; a kind is trusted where
+    A cell is of several kinds: its measurement, its model, and the score, pattern, refinement and update of
+    each recipe. Of every kind that other code has on record one cell is measured again; a kind is trusted where
     the numbers are equal. What was found is kept beside the records, for every process with this code.
     """
 
@@ -125,6 +125,7 @@ def kinds(cell: Any) -> set[str]:
         if isinstance(subject, Recipe):
             found |= {f"score {method_label(subject.score)}", f"pattern {pattern_label(subject.pattern)}"}
             found |= {f"refinement {method_label(subject.refine)}"} if subject.refine else set()
+            found |= {f"update {method_label(subject.update)}"} if subject.update else set()
     return found
 
 
