@@ -180,9 +180,8 @@ class Cost:
         )
         reading = max(d_out * d_in for d_out, d_in in self.shape.widths) * self.itemsize
         copied = self.itemsize + (self.number if self.widened else 0)  # an embedding and what it computes in
-        entering = (
-            (self.shape.entrance * copied if self.passes else 0) + self.layer + self.widened + self.merged
-        )
+        entrance = self.shape.entrance * copied if self.passes else 0
+        entering = entrance + self.layer + self.widened + max(reading, self.merged)
         working = max(self.activations + self.widened, self.scoring, self.updating, reading, self.merged)
         pruning = self.layer + self.grams + working + self.masks
         return (
