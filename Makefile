@@ -27,12 +27,10 @@ lint: $(READY)
 unit: $(READY)
 	$(PARALLEL)
 
-# Every committed notebook is executed again, in a folder of its own, and must print what it printed; the report gathers what the
-# others wrote.
+# Every committed notebook is executed again, in a folder of its own, and must print what it printed.
 notebooks: $(READY)
 	rm -rf build/nbval
-	SYMPRUNE_OUTPUT=build/nbval $(PARALLEL) $(NBVAL) $(filter-out notebooks/99_report.ipynb,$(wildcard notebooks/*.ipynb))
-	SYMPRUNE_OUTPUT=build/nbval $(BIN)/pytest $(NBVAL) notebooks/99_report.ipynb
+	SYMPRUNE_OUTPUT=build/nbval $(PARALLEL) $(NBVAL) notebooks/*.ipynb
 
 render: $(READY)
 	$(BIN)/symprune render

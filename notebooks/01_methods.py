@@ -61,7 +61,7 @@ from symprune.methods.objective import Quadratic, additive_gap, removal_cost, sq
 from symprune.methods.recipe import method_label
 from symprune.models import decoder_layers, load_model, load_tokenizer, named_linears, weight_view
 from symprune.paper.style import save_figure
-from symprune.paper.tables import save_table
+from symprune.paper.tables import Whole, save_table
 from symprune.paper.theory import (
     mask_prediction,
     methods_table,
@@ -83,7 +83,7 @@ from symprune.text import calibration_windows
 # at a time.
 
 # %%
-Markdown(save_table(methods_table(), profile, "01_methods").to_markdown())
+Markdown(save_table(methods_table(), profile, "01_methods").frame.to_markdown())
 
 # %% [markdown]
 # ## Removing one weight
@@ -108,7 +108,7 @@ variants += [LpNorm(p=p, alpha=0.5) for p in (0.5, 2.0, float("inf"))]
 identity = removal_identity(
     small, inputs, inputs @ small.T, {method_label(score): score for score in variants}
 )
-identity[["method", "construction"]].assign(exact=identity["relative"] < 1e-10)
+Whole(identity[["method", "construction"]].assign(exact=identity["relative"] < 1e-10))
 
 # %% [markdown]
 # The largest deviation over all (i, j): a few units in the last place of float64.
@@ -215,9 +215,8 @@ linears, n_layers = named_linears(model), len(decoder_layers(model))
 names = list(linears)[len(linears) // n_layers * (n_layers // 2) :][: len(linears) // n_layers]
 activations = linear_activations(model, windows, names)
 weights = {name: weight_view(linears[name]).float().cpu() for name in names}
-pd.DataFrame(
-    [{"linear": name, "d_out": len(weights[name]), "d_in": weights[name].shape[1]} for name in names]
-)
+sizes = [{"linear": name, "d_out": len(weights[name]), "d_in": weights[name].shape[1]} for name in names]
+Whole(pd.DataFrame(sizes))
 
 # %% [markdown]
 # ## The output side within a group
@@ -243,7 +242,7 @@ same = pd.DataFrame(
     },
     index=names,
 )
-same.rename(columns="owanda = magnitude, per {}".format)
+Whole(same.rename(columns="owanda = magnitude, per {}".format))
 
 # %%
 pattern, scales = Unstructured(max(sparsities)), [0.0, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
@@ -251,7 +250,7 @@ agreement = pd.concat(
     [symwanda_agreement(weights[n], *activations[n], scales, pattern).assign(linear=n) for n in names],
     ignore_index=True,
 )
-agreement.groupby("scale")[["wanda", "magnitude"]].mean().round(2)
+Whole(agreement.groupby("scale")[["wanda", "magnitude"]].mean().round(2))
 
 # %%
 save_figure(agreement_curves(agreement), profile, "01_symwanda_between", data=agreement)

@@ -64,10 +64,10 @@ from symprune import (
 from symprune.measure import Experiment, Protocol
 from symprune.methods.recipe import parse_pattern, pattern_label
 from symprune.paper.claims import family
-from symprune.paper.figures import perplexity_dots
+from symprune.paper.differences import difference_dots, differences
 from symprune.paper.reported import beside_reported
 from symprune.paper.style import save_figure
-from symprune.paper.tables import divergence_table, perplexity_table, save_table
+from symprune.paper.tables import Whole, divergence_table, perplexity_table, save_table
 from symprune.paper.verdicts import Claim, expect, judge_all, save_verdicts
 
 # %% [markdown]
@@ -88,7 +88,7 @@ scores = [Magnitude(), Wanda(), RIA(alpha=0.5), RIA(alpha=1.0), StochRIA(beta=0.
 # %%
 experiment = Experiment(protocol)
 rows = experiment.run([None, *(Recipe(score, pattern) for pattern in patterns for score in scores)])
-rows[["model", "method", "pattern", "sparsity", "seed"]].round(4)
+Whole(rows[["model", "method", "pattern", "sparsity", "seed"]].round(4))
 
 # %% [markdown]
 # ## Table
@@ -111,12 +111,12 @@ save_table(divergence_table(rows, index=["model", "method"]), profile, "02_diver
 # %% [markdown]
 # ## Figure
 #
-# A dot per calibration seed; the bar is one standard deviation; the dotted line is the dense model. The two
-# highest sparsities and the N:M patterns.
+# Every method against Wanda on the same windows, at the two highest sparsities and the N:M patterns.
 
 # %%
-drawn = ["dense", *(pattern_label(Unstructured(s)) for s in sorted(sparsities)[-2:]), *semi_structured]
-save_figure(perplexity_dots(rows[rows["pattern"].isin(drawn)]), profile, "02_perplexity")
+drawn = [*(pattern_label(Unstructured(s)) for s in sorted(sparsities)[-2:]), *semi_structured]
+of = differences(rows[rows["pattern"].isin(drawn)], "method", "wanda", ["model", "pattern", "method"])
+save_figure(difference_dots(of), profile, "02_perplexity")
 
 # %% [markdown]
 # ## The dense model over the whole split
@@ -196,7 +196,8 @@ save_table(
 )
 
 # %%
-save_figure(perplexity_dots(by_group), profile, "02_score_by_group")
+of = differences(by_group[by_group["method"] != "dense"], "method", "wanda", ["model", "pattern", "method"])
+save_figure(difference_dots(of), profile, "02_score_by_group")
 
 # %% [markdown]
 # ## Checks

@@ -45,9 +45,9 @@ digits = 4
 from symprune import RI, RIA, LpNorm, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
 from symprune.paper.claims import family
-from symprune.paper.figures import perplexity_curves
+from symprune.paper.differences import difference_curves, differences
 from symprune.paper.style import save_figure
-from symprune.paper.tables import perplexity_table, save_table
+from symprune.paper.tables import Whole, perplexity_table, save_table
 from symprune.paper.verdicts import Claim, expect, judge_all, save_verdicts
 
 # %% [markdown]
@@ -64,7 +64,7 @@ norms, alphas = sorted({1.0, *p_values}), [0.0, 0.5]
 experiment = Experiment(Protocol.of(globals(), propagate="dense"))
 rows = experiment.run([None, *(Recipe(LpNorm(p=p, alpha=alpha), pattern) for alpha in alphas for p in norms)])
 anchors = experiment.run([Recipe(RI(), pattern), Recipe(RIA(alpha=0.5), pattern)])
-rows[["model", "score.p", "score.alpha", "pattern", "sparsity"]].round(4)
+Whole(rows[["model", "score.p", "score.alpha", "pattern", "sparsity"]].round(4))
 
 # %% [markdown]
 # ## Table
@@ -79,13 +79,13 @@ save_table(
 
 # %% [markdown]
 # ## Figure
+#
+# Every p against p = 1 with the same alpha.
 
 # %%
-save_figure(
-    perplexity_curves(rows, "score.p", "p of the lp norm", hue="score.alpha", scale="categorical"),
-    profile,
-    "03_lp_norm",
-)
+swept = rows[rows["method"] != "dense"]
+of = differences(swept, "score.p", 1.0, ["model", "score.alpha", "score.p"], name="p = 1")
+save_figure(difference_curves(of, "p of the lp norm"), profile, "03_lp_norm")
 
 # %% [markdown]
 # ## Checks

@@ -51,7 +51,8 @@ from symprune.methods.recipe import pattern_label
 from symprune.models import decoder_layers, load_model, prunable_linears, weight_view
 from symprune.paper.claims import family
 from symprune.paper.compare import paired_times, paired_unevenness
-from symprune.paper.figures import perplexity_curves, sweep_curves
+from symprune.paper.differences import difference_curves, differences
+from symprune.paper.figures import sweep_curves
 from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table, spread_table
 from symprune.paper.theory import sampling_reads
@@ -84,14 +85,9 @@ table = perplexity_table(rows, digits, index=["model", "score.beta"]).rename_axi
 save_table(table, profile, "04_sampling_ratio", data=rows)
 
 # %%
-curves = perplexity_curves(
-    rows[rows["method"] != "dense"],
-    "score.beta",
-    "fraction of the entries sampled, beta",
-    scale="log",
-    hue="score.sampling",
-)
-save_figure(curves, profile, "04_sampling_ratio")
+sampled_or_not = rows[rows["method"] != "dense"]
+of = differences(sampled_or_not, "method", "ria", ["model", "score.sampling", "score.beta"])
+save_figure(difference_curves(of, "fraction of the entries sampled, beta"), profile, "04_sampling_ratio")
 
 # %% [markdown]
 # ## Which weights are kept
@@ -147,8 +143,17 @@ save_table(overlap, profile, "04_masks", data=masks)
 # %%
 independent = masks[masks["method"].isin(["ria"]) | (masks["score.sampling"] == "independent")]
 beta_axis = "fraction sampled, beta"
+chance = (1 - max(sparsities)) / (1 + max(sparsities))
 save_figure(
-    sweep_curves(independent, "score.beta", beta_axis, measures, hue="pattern", scale="log"),
+    sweep_curves(
+        independent,
+        "score.beta",
+        beta_axis,
+        measures,
+        hue="pattern",
+        scale="log",
+        chance={"jaccard": chance},
+    ),
     profile,
     "04_masks",
 )
@@ -221,7 +226,6 @@ assert (masks.loc[masks["pattern"] == pattern_label(by_row), "uneven_rows"].abs(
 )
 by_beta = independent.groupby(["model", "pattern", "score.beta"])["jaccard"].mean()
 assert by_beta.groupby(["model", "pattern"]).is_monotonic_increasing.all(), "more samples, closer to RIA"
-chance = (1 - max(sparsities)) / (1 + max(sparsities))
 assert (by_beta > 2 * chance).all(), "far closer than chance"
 
 # %% [markdown]

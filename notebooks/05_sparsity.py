@@ -42,7 +42,7 @@ digits = 4
 from symprune import RIA, Magnitude, R2DSnoT, Recipe, StochRIA, Unstructured, Wanda
 from symprune.measure import Experiment, Protocol
 from symprune.paper.claims import family
-from symprune.paper.figures import perplexity_curves
+from symprune.paper.differences import difference_curves, differences
 from symprune.paper.style import save_figure
 from symprune.paper.tables import crossings, perplexity_table, save_table
 from symprune.paper.verdicts import Claim, expect, judge_all, save_verdicts
@@ -79,11 +79,13 @@ save_table(perplexity_table(rows, digits, index=["model", "method"]), profile, "
 # %% [markdown]
 # ## Figure
 #
-# Logarithmic perplexity, because a loss in nats is what adds up.
+# Every method against Wanda at the same sparsity; magnitude pruning loses so much more that it has an axis of
+# its own.
 
 # %%
 rows["swept"] = rows["sparsity"].where(rows["method"] != "dense").round(2)
-save_figure(perplexity_curves(rows, x="swept", label="sparsity", hue="method"), profile, "05_sparsity")
+of = differences(rows[rows["method"] != "dense"], "method", "wanda", ["model", "method", "swept"])
+save_figure(difference_curves(of, "sparsity"), profile, "05_sparsity")
 
 # %% [markdown]
 # ## Relative degradation

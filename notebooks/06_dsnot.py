@@ -50,7 +50,7 @@ from symprune.measure import Experiment, Protocol
 from symprune.methods.recipe import pattern_label
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap
 from symprune.paper.claims import family
-from symprune.paper.figures import perplexity_dots
+from symprune.paper.differences import difference_dots, differences
 from symprune.paper.style import save_figure
 from symprune.paper.tables import divergence_table, perplexity_table, save_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
@@ -123,9 +123,15 @@ save_table(
     data=rows,
 )
 
+# %% [markdown]
+# ## Figure
+#
+# Every refinement against the mask that it started from, at the highest sparsity.
+
 # %%
-at_highest = rows[rows["pattern"].isin(["dense", pattern_label(Unstructured(highest))])]
-save_figure(perplexity_dots(at_highest, columns="method", index="refine"), profile, "06_dsnot")
+at_highest = rows[rows["pattern"] == pattern_label(Unstructured(highest))]
+of = differences(at_highest, "refine", "none", ["model", "method", "refine"], name="the start")
+save_figure(difference_dots(of), profile, "06_dsnot")
 
 # %% [markdown]
 # ## What the refinement did

@@ -49,9 +49,9 @@ from symprune.measure import Accuracy, Experiment, Protocol
 from symprune.paper.accuracy import accuracy_table
 from symprune.paper.claims import family
 from symprune.paper.compare import paired_accuracy
-from symprune.paper.figures import accuracy_bars
+from symprune.paper.figures import accuracy_dots
 from symprune.paper.style import save_figure
-from symprune.paper.tables import save_table, spread_table
+from symprune.paper.tables import Whole, save_table, spread_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 
 # %% [markdown]
@@ -75,7 +75,7 @@ refiners = [None, DSnoT(), R2DSnoT()]
 # %%
 recipes = [Recipe(start, pattern, refiner) for start in starts for refiner in refiners]
 rows = experiment.run([None, *recipes], *(Accuracy(task, zero_shot_limit) for task in zero_shot_tasks))
-rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(4)
+Whole(rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(4))
 
 # %% [markdown]
 # ## Table
@@ -98,11 +98,10 @@ save_table(
 # %% [markdown]
 # ## Figure
 #
-# A bar per initial mask and refinement, with one standard error over examples; the dotted line is the dense
-# model.
+# Accuracies beside what guessing would give and the dense model; and every refinement against its start.
 
 # %%
-save_figure(accuracy_bars(rows), profile, "07_zero_shot")
+save_figure(accuracy_dots(rows), profile, "07_zero_shot")
 
 # %% [markdown]
 # ## Checks

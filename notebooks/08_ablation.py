@@ -50,7 +50,8 @@ from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap
 from symprune.paper.claims import family
-from symprune.paper.figures import heat_map, perplexity_curves
+from symprune.paper.differences import difference_curves, differences
+from symprune.paper.figures import heat_map
 from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
@@ -132,21 +133,15 @@ save_figure(heat_map(grid, "refine.gamma_prune", "refine.gamma_grow"), profile, 
 # ## How many exact swaps
 #
 # `ExactSwap` lowers its objective on the calibration text with every cycle; the validation text says when to
-# stop. From the last initial mask, whose own perplexity is the level line.
+# stop. From the last initial mask, against which all are compared.
 
 # %%
 cycles = experiment.run(
     [Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *map(ExactSwap, swap_cycle_sweep))]
 )
-cycles["method"] += cycles["refine"].map(
-    lambda refine: ", not refined" if refine == "none" else " + exact_swap"
-)
-save_figure(
-    perplexity_curves(cycles, x="refine.max_cycles", label="cycles", hue="method"),
-    profile,
-    "08_cycles",
-    data=cycles,
-)
+cycles["swaps"] = "exact_swap"
+of = differences(cycles, "refine", "none", ["model", "swaps", "refine.max_cycles"], name="the start")
+save_figure(difference_curves(of, "cycles"), profile, "08_cycles", data=cycles)
 
 # %% [markdown]
 # ## Checks

@@ -50,7 +50,8 @@ from symprune import RIA, Magnitude, Recipe, StochRIA, Unstructured, Wanda
 from symprune.measure import Experiment, MaskOverlap, Protocol
 from symprune.models import load_model, load_tokenizer
 from symprune.paper.claims import family
-from symprune.paper.figures import perplexity_curves, perplexity_dots
+from symprune.paper.differences import difference_dots, differences
+from symprune.paper.figures import sweep_curves
 from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table, spread_table
 from symprune.paper.verdicts import Claim, judge_all, save_verdicts
@@ -84,7 +85,8 @@ save_table(
 )
 
 # %%
-save_figure(perplexity_dots(rows, columns="corpus"), profile, "09_corpus")
+of = differences(rows, "corpus", home, ["model", "method", "corpus"])
+save_figure(difference_dots(of), profile, "09_corpus")
 
 # %% [markdown]
 # ## Overlap of masks
@@ -126,8 +128,11 @@ save_table(
 )
 
 # %%
+perplexity_axis = {"perplexity": "perplexity (lower is better)"}
 save_figure(
-    perplexity_curves(sizes, x="n_calib", label="calibration windows", scale="log"), profile, "09_samples"
+    sweep_curves(sizes, "n_calib", "calibration windows", perplexity_axis, scale="log", log_y=True),
+    profile,
+    "09_samples",
 )
 
 # %% [markdown]

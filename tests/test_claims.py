@@ -206,6 +206,15 @@ def test_the_power_of_a_claim_is_that_of_its_weakest_undecided_case(profile):
     assert found(profile, n2=of)["below"].power == 0.07
 
 
+def test_an_interval_without_a_bound_has_no_part_in_the_mean(profile):
+    boundless = verdict("2:4", "undecided", 0.5, low=-1.0, high=1e304)
+    claim = found(profile, n2=[verdict("50%", "undecided", -0.1), boundless])["below"]
+    assert [claim.effect, claim.low, claim.high] == pytest.approx([-0.1, -0.12, -0.07])
+    assert boundless.difference == "perplexity 50.0% higher (-100.0% to any height)"
+    alone = found(profile, n2=[boundless])["below"]
+    assert (alone.mark, alone.effect, alone.low, alone.high) == ("undecided", None, None, None)
+
+
 def test_what_is_exact_is_told_without_a_difference(profile):
     exact = Verdict("id", "any", "c", "reproduced", 1e-16, unit="largest deviation", over="3 pairs")
     claim = found(profile, n1=[exact])["exact"]

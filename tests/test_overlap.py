@@ -14,7 +14,7 @@ from symprune import RIA, DSnoT, LpNorm, Magnitude, Recipe, StochRIA, Unstructur
 from symprune.measure import Experiment, MaskOverlap, Protocol, ScoreTime
 from symprune.methods.overlap import entropy_of_kept, jaccard
 from symprune.models.load import load_model, load_tokenizer
-from symprune.paper.figures import perplexity_curves
+from symprune.paper.differences import difference_curves, differences
 from symprune.paper.tables import perplexity_table
 from symprune.text.corpora import calibration_windows
 
@@ -182,8 +182,7 @@ def test_sweeps_can_be_pivoted_and_drawn(experiment):
     assert list(table.index) == ["dense", 1.0, math.inf]
     assert list(table.columns) == [0.0, 0.5]
     assert (table.loc["dense"] == table.loc["dense", 0.0]).all()
-    ax = perplexity_curves(rows, "score.p", "p", hue="score.alpha", scale="categorical").axes[0]
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "∞"]
-    assert ax.get_legend_handles_labels()[1] == ["dense", "alpha = 0", "alpha = 0.5"]
-    (flat,) = (line for line in ax.lines if line.get_linestyle() == ":")
-    assert flat.get_ydata()[0] == rows["perplexity"][0]
+    of = differences(rows[rows["method"] != "dense"], "score.p", 1.0, ["model", "score.alpha", "score.p"])
+    (ax, *_) = difference_curves(of, "p").figure.axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["∞"]
+    assert of.rows["score.alpha"].tolist() == [0.0, 0.5]

@@ -5,13 +5,11 @@ import json
 import math
 import statistics
 
-import matplotlib.image
-import numpy as np
 import pandas as pd
 import pytest
 
 from symprune.base import paths
-from symprune.paper import figures, style, tables
+from symprune.paper import tables
 
 SPREAD = [
     ("wanda", "50%", 0, 20.0),
@@ -152,7 +150,7 @@ def test_what_there_is_of_every_window_example_or_linear_stays_out_of_a_csv():
 
 def test_a_saved_table_is_shown_in_markdown_and_kept_unrounded_in_csv(folder, frame):
     table = tables.perplexity_table(frame)
-    assert tables.save_table(table, "test", "02", data=frame) is table
+    assert tables.save_table(table, "test", "02", data=frame).frame is table
     lines = (folder / "table_02.md").read_text().splitlines()
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], lines[4])] == [
         ["method", "50%", "2:4"],
@@ -163,9 +161,27 @@ def test_a_saved_table_is_shown_in_markdown_and_kept_unrounded_in_csv(folder, fr
     assert [float(row["perplexity"]) for row in rows] == frame["perplexity"].tolist()
     assert {row["record"] for row in rows} == {"abc"}
     assert "window_losses" not in rows[0]
-    assert tables.saved_tables("test") == {"02": (folder / "table_02.md").read_text()}
     tables.save_table(table, "test", "shown")
     assert (folder / "table_shown.csv").read_text().splitlines()[0] == "method,50%,2:4"
+
+
+def test_a_notebook_shows_every_row_and_every_character_of_a_cell():
+    long = "a sentence that goes on & on " * 9
+    frame = pd.DataFrame({"claim": [f"{long}{row}" for row in range(70)], "x": range(70)})
+    shown = tables.Whole(frame)
+    html = shown._repr_html_()
+    for row in range(70):
+        assert f"{long}{row}" in repr(shown)
+        assert f"{long}{row}".replace("&", "&amp;") in html
+    assert "white-space: normal" in html
+    assert len(repr(shown).splitlines()) == 71
+
+
+@pytest.mark.parametrize("file", sorted(paths.NOTEBOOKS.glob("*.ipynb")), ids=lambda file: file.stem)
+def test_no_cell_of_a_table_is_cut_in_a_rendered_notebook(file):
+    outputs = [out for cell in json.loads(file.read_text())["cells"] for out in cell.get("outputs", [])]
+    for out in outputs:
+        assert "...</td>" not in "".join(out.get("data", {}).get("text/html", ""))
 
 
 def test_any_value_is_spread_over_its_repetitions_in_the_order_of_the_frame():
@@ -180,108 +196,6 @@ def test_any_value_is_spread_over_its_repetitions_in_the_order_of_the_frame():
     assert table.index.tolist() == ["wanda", "ria"]
     assert table.columns.tolist() == ["z", "a"]
     assert table.to_numpy().tolist() == [["0.600 ± 0.141", ""], ["0.250", "0.125"]]
-
-
-@pytest.mark.parametrize("scale", ["linear", "log"])
-def test_ticks_stand_where_something_was_measured(scale):
-    rows = pd.DataFrame({"method": "wanda", "windows": [1, 2, 32], "perplexity": [30.0, 20.0, 15.0]})
-    ax = figures.perplexity_curves(rows, "windows", "calibration windows", scale=scale).axes[0]
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "32"]
-    assert ax.get_xticks().tolist() == [1, 2, 32]
-    assert len(ax.get_xticks(minor=True)) == 0
-
-
-@pytest.mark.parametrize("scale", ["linear", "log"])
-@pytest.mark.filterwarnings("error")
-def test_a_single_point_beside_a_level_line_is_drawn_without_a_warning(scale):
-    rows = pd.DataFrame({"method": ["stochria", "ria"], "beta": [0.1, None], "perplexity": [20.0, 15.0]})
-    ax = figures.perplexity_curves(rows, "beta", "fraction sampled", scale=scale).axes[0]
-    assert ax.get_xticks().tolist() == [0.1]
-    left, right = ax.get_xlim()
-    assert left < 0.1 < right
-
-
-@pytest.mark.parametrize("draw", ["dots", "curves"])
-def test_a_figure_is_the_same_bytes_each_time_and_not_blank(folder, frame, draw):
-    files = []
-    for _ in range(2):
-        if draw == "dots":
-            fig = figures.perplexity_dots(frame)
-        else:
-            swept = frame[frame["method"] == "wanda"].assign(sparsity=[0.5, 0.5, 0.6, 0.6])
-            fig = figures.perplexity_curves(swept, "sparsity", "fraction removed")
-        style.save_figure(fig, "test", draw)
-        files.append([(folder / f"fig_{draw}.{kind}").read_bytes() for kind in ("png", "pdf")])
-    assert files[0] == files[1]
-    assert files[0][1].startswith(b"%PDF")
-    image = matplotlib.image.imread(folder / f"fig_{draw}.png")[..., :3]
-    ink = (image.min(axis=2) < 0.9).mean()
-    assert 0.002 < ink < 0.5
-    assert tables.saved_figures("test") == [folder / f"fig_{draw}.png"]
-
-
-def test_a_heat_map_has_every_value_in_its_cell():
-    rows = [(g, p, 100.0 * g + p) for g in (0.1, 1.0) for p in (1.0, 2.0, 3.0)]
-    fig = figures.heat_map(
-        pd.DataFrame(rows, columns=["refine.g", "refine.p", "perplexity"]), "refine.p", "refine.g"
-    )
-    ax = fig.axes[0]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("p", "g")
-    xs, ys = ([tick.get_text() for tick in ticks] for ticks in (ax.get_xticklabels(), ax.get_yticklabels()))
-    shown = {
-        (ys[int(t.get_position()[1])], xs[int(t.get_position()[0])]): float(t.get_text()) for t in ax.texts
-    }
-    assert shown == {(f"{g:g}", f"{p:g}"): float(f"{value:.4g}") for g, p, value in rows}
-
-
-def dots(ax) -> dict[float, list[float]]:
-    """The perplexities drawn at each height of a panel."""
-    found: dict[float, list[float]] = {}
-    for line in ax.lines:
-        if (
-            line.get_linestyle() == "None"
-            and line.get_marker() not in ("|", "None")
-            and len(line.get_xdata())
-        ):
-            found[float(line.get_ydata()[0])] = [float(x) for x in line.get_xdata()]
-    return found
-
-
-def test_dots_stand_at_their_values_beside_the_label_of_their_method(frame):
-    # the panels do not hold the same methods
-    missing = frame[~((frame["method"] == "magnitude") & (frame["pattern"] == "50%"))]
-    fig = figures.perplexity_dots(missing)
-    fig.canvas.draw()
-    assert {ax.get_title() for ax in fig.axes} == {"50%", "2:4"}
-    for ax in fig.axes:
-        labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
-        rows = missing[missing["pattern"] == ax.get_title()]
-        drawn = {labels[round(y)]: values for y, values in dots(ax).items()}
-        assert drawn == {method: group["perplexity"].tolist() for method, group in rows.groupby("method")}
-
-
-def test_two_models_are_never_mixed_in_a_panel(frame):
-    both = pd.concat([frame, frame.assign(model="other", perplexity=frame["perplexity"] * 2)])
-    fig = figures.perplexity_dots(both)
-    assert [ax.get_title() for ax in fig.axes] == ["tiny\n50%", "tiny\n2:4", "other\n50%", "other\n2:4"]
-    methods = ["magnitude", "wanda"]
-    for ax, (model, pattern) in zip(
-        fig.axes, [(m, p) for m in ("tiny", "other") for p in ("50%", "2:4")], strict=True
-    ):
-        rows = both[(both["model"] == model) & (both["pattern"] == pattern)]
-        assert {methods[round(y)]: values for y, values in dots(ax).items()} == {
-            method: group["perplexity"].tolist() for method, group in rows.groupby("method")
-        }
-        dense = 10.0 if model == "tiny" else 20.0
-        assert any(np.array_equal(line.get_xdata(), [dense, dense]) for line in ax.lines)
-
-
-def test_a_family_has_one_colour_and_families_differ():
-    styles = {name: style.method_style(name) for name in ("magnitude", "wanda", "ria", "symwanda")}
-    assert len({each["color"] for each in styles.values()}) == 4
-    for variant in ("ria(alpha=1.0)", "ria, gradients"):
-        assert style.method_style(variant)["color"] == styles["ria"]["color"]
-    assert style.method_style("ria(alpha=1.0)") != styles["ria"]
 
 
 def test_every_output_has_its_place_under_the_output_folder(tmp_path, monkeypatch):

@@ -306,7 +306,7 @@ def test_a_verdict_is_kept_with_six_digits_and_read_back_as_it_was_kept(folder):
         "a note",
     )
     bare = Verdict("id", "", "c", "not run here")
-    shown = save_verdicts([verdict, bare], "test", "02_perplexity")
+    shown = save_verdicts([verdict, bare], "test", "02_perplexity").frame
     first, second = json.loads((folder / "02_perplexity.json").read_text())
     assert [first[name] for name in ("effect", "low", "high")] == [-0.0876543, -0.333333, -3.33333e-10]
     assert first["draws"] == [-0.123457, -0.07]
@@ -367,5 +367,5 @@ def test_what_is_not_as_expected_is_printed_and_nothing_stops(capsys):
 
 def test_models_are_named_where_there_are_several(folder):
     of_two = [Verdict("a", "2:4", "c", "undecided", model=model) for model in ("one", "two")]
-    assert save_verdicts(of_two, "test", "02_perplexity")["of"].tolist() == ["one, 2:4", "two, 2:4"]
-    assert save_verdicts(of_two[:1], "test", "02_perplexity")["of"].tolist() == ["2:4"]
+    assert save_verdicts(of_two, "test", "02_perplexity").frame["of"].tolist() == ["one, 2:4", "two, 2:4"]
+    assert save_verdicts(of_two[:1], "test", "02_perplexity").frame["of"].tolist() == ["2:4"]

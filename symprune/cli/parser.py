@@ -276,9 +276,9 @@ def build_parser() -> argparse.ArgumentParser:
     command(
         "reproducing.run_verify_report",
         *(notebooks, profile),
-        help="check published tables against published records",
-        description="Draw every table, figure and verdict of a profile again from its published records"
-        " alone, and compare.",
+        help="check what is published against its records",
+        description="Draw every table, figure and verdict of a profile, and its report, again from its"
+        " published records alone, and compare.",
         example="verify-report --profile cpu",
     )
     command(

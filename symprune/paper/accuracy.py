@@ -6,6 +6,23 @@ import pandas as pd
 
 from symprune.paper.compare import rightly
 
+# One over the number of choices; the tasks of ARC have four with few exceptions.
+_CHANCE = {
+    "boolq": 1 / 2,
+    "rte": 1 / 2,
+    "winogrande": 1 / 2,
+    "hellaswag": 1 / 4,
+    "arc_easy": 1 / 4,
+    "arc_challenge": 1 / 4,
+    "openbookqa": 1 / 4,
+    "continuation": 1 / 4,
+}
+
+
+def chance_of(task: str) -> float | None:
+    """How often guessing is right; None for a task whose number of choices is not known here."""
+    return _CHANCE.get(task)
+
 
 def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per model, method, refinement and task: accuracy averaged over calibration seeds, its standard

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from symprune.paper.verdicts import NOT_RUN, load_verdicts, would_have_been_found
+from symprune.paper.verdicts import BOUNDLESS, NOT_RUN, load_verdicts, would_have_been_found
 
 MIXED = "mixed"
 MARKS = ("reproduced", "not reproduced", MIXED, "undecided", NOT_RUN)
@@ -169,6 +169,7 @@ def _mark(counts: Sequence[int], holds_for_any: bool) -> str:
 def _mean_effect(rows: pd.DataFrame, best: bool) -> tuple[float | None, float | None, float | None]:
     """Over cases: the mean, or the best of them; all intervals hold together, so that these hold too."""
     rows = rows.dropna(subset=["effect", "low", "high"])
+    rows = rows[rows["high"].astype(float) < BOUNDLESS]
     if rows.empty:
         return None, None, None
     if best:

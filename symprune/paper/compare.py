@@ -96,7 +96,12 @@ def paired_times(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Pair
     return paired_logs(logs[0] - logs[1], comparisons, what="time", over="rounds")
 
 
-def paired_logs(difference: Sequence[float] | np.ndarray, comparisons: int, what: str, over: str) -> Paired:
+def paired_logs(
+    difference: Sequence[float] | np.ndarray,
+    comparisons: int = 1,
+    what: str = "perplexity",
+    over: str = "windows",
+) -> Paired:
     """The comparison that follows from log a - log b of each pair, by Student's t."""
     difference = np.asarray(difference, dtype=float)
     return _of_logs(crossed(difference[:, None]), len(difference), comparisons, what=what, over=over)

@@ -1,82 +1,19 @@
-"""Figures of measured rows, each drawn by one function and returned; `style.save_figure` keeps it."""
+"""Figures of measured rows that compare no two of them, each drawn by one function with its caption;
+`style.save_figure` keeps it, `differences` has those that compare.
+"""
 
-import itertools
 import math
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from symprune.paper.accuracy import accuracies
-from symprune.paper.style import COLOURS, MARKERS, STYLE, method_style, plain_log_ticks
+from symprune.paper.accuracy import accuracies, chance_of
+from symprune.paper.compare import paired_accuracy
+from symprune.paper.differences import differences
+from symprune.paper.style import GREYS, METHODS, STYLE, Picture, method_style, plain_log_ticks
 from symprune.paper.tables import summarise
-
-
-def perplexity_dots(frame: pd.DataFrame, columns: str = "pattern", index: str = "method") -> Figure:
-    """Perplexity by method, one panel per model and pattern: a dot per seed, mean and standard deviation, the
-    dense model as a line.
-    """
-    models, patterns = frame["model"].unique(), [name for name in frame[columns].unique() if name != "dense"]
-    is_dense = frame["method"] == "dense"
-    methods = list(dict.fromkeys(frame.loc[~is_dense, index]))
-    with plt.rc_context(STYLE):
-        size = (
-            0.065 * max(map(len, methods)) + 2.2 * len(patterns),
-            0.5 + len(models) * (0.5 + 0.27 * len(methods)),
-        )
-        shape = len(models), len(patterns)
-        fig, axes = plt.subplots(
-            *shape, figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
-        )
-        for ax, (model, panel) in zip(axes.flat, itertools.product(models, patterns), strict=True):
-            rows = frame[(frame["model"] == model) & (frame[columns] == panel)]
-            dense = frame.loc[(frame["model"] == model) & is_dense, "perplexity"]
-            for y, method in enumerate(methods):
-                values, style = rows.loc[rows[index] == method, "perplexity"], method_style(method)
-                ax.plot(values, [y] * len(values), linestyle="none", markersize=4.5, **style)
-                if len(values) > 1:
-                    ax.errorbar(
-                        values.mean(),
-                        y + 0.3,
-                        xerr=values.std(),
-                        color=style["color"],
-                        capsize=2,
-                        linewidth=1,
-                    )
-            if len(dense):
-                ax.axvline(dense.iloc[0], color="black", linewidth=0.9, linestyle=":")
-                ax.annotate(
-                    "dense",
-                    (dense.iloc[0], 0),
-                    (3, 2),
-                    ("data", "axes fraction"),
-                    "offset points",
-                    fontsize=7,
-                )
-            ax.set(
-                xscale="log",
-                yticks=range(len(methods)),
-                yticklabels=methods,
-                title=panel if len(models) == 1 else f"{model}\n{panel}",
-            )
-        axes[0][0].set_ylim(len(methods) - 0.4, -0.6)
-        fig.supxlabel("perplexity (lower is better)", fontsize=9)
-        plain_log_ticks(axes[0][0], "x")
-    return fig
-
-
-def perplexity_curves(
-    frame: pd.DataFrame,
-    x: str,
-    label: str,
-    hue: str = "method",
-    scale: str = "linear",
-) -> Figure:
-    """Perplexity against a swept quantity, one curve per method (or `hue`), see `sweep_curves`."""
-    values = {"perplexity": "perplexity (lower is better)"}
-    return sweep_curves(frame, x, label, values, hue, scale, log_y=True)
 
 
 def sweep_curves(
@@ -87,12 +24,13 @@ def sweep_curves(
     hue: str = "method",
     scale: str = "linear",
     log_y: bool = False,
-) -> Figure:
+    chance: dict[str, float] | None = None,
+) -> Picture:
     """Values against a swept quantity: a panel per model and value, a curve per `hue`.
 
-    Bars are one standard deviation over repetitions. values: column -> label of the axis. Rows without the
-    quantity (x missing) are level lines. scale: of x, "linear", "log", or "categorical" (equally spaced, in
-    order, so that infinity has a place). Ticks along x stand where something was measured.
+    values: column -> label of the axis. Rows without the quantity (x missing) are level lines. scale: of x,
+    "linear" or "log". chance: value -> what chance alone would give, a line of dashes and dots. Ticks along x
+    stand where something was measured.
     """
     models = list(frame["model"].unique()) if "model" in frame else [None]
     with plt.rc_context(STYLE):
@@ -110,7 +48,9 @@ def sweep_curves(
             for (value, name), ax in zip(values.items(), row, strict=True):
                 ax.set(xlabel=label, ylabel=name, title=model if len(models) > 1 else "")
                 ax.set_xscale("log" if decades else "linear")
-                _sweep(ax, rows, x, value, hue, scale == "categorical")
+                _sweep(ax, rows, x, value, hue)
+                if chance and value in chance:
+                    ax.axhline(chance[value], color="#606060", linewidth=1, linestyle="-.", label="chance")
                 if log_y:
                     ax.set_yscale("log")
                     plain_log_ticks(ax, "y")
@@ -122,18 +62,24 @@ def sweep_curves(
             ncols=min(4 if len(values) > 1 else 3, len(labels)),
             fontsize=8,
         )
-    return fig
+    repeated = frame[frame[x].notna()].groupby([hue, x]).size().max() > 1
+    caption = (
+        f"{'; '.join(values.values())}, against {label}: means"
+        + (", whiskers one standard deviation over repetitions" if repeated else " of one measurement each")
+        + (". Level lines: what has no such setting" if frame[x].isna().any() else "")
+        + (". Dashes and dots: what chance alone would give." if chance else ".")
+    )
+    return Picture(fig, _sentence(caption), _spoken(frame, x, label, values, hue))
 
 
-def _sweep(ax: Axes, frame: pd.DataFrame, x: str, value: str, hue: str, categorical: bool) -> None:
+def _sweep(ax: Axes, frame: pd.DataFrame, x: str, value: str, hue: str) -> None:
     swept, level = frame[frame[x].notna()], frame[frame[x].isna()]
     positions = sorted(swept[x].unique())
-    styles = _hue_styles(hue, list(swept[hue].unique()), list(level["method"].unique()))
+    styles = _hue_styles(hue, list(swept[hue].unique()))
     for name, rows in summarise(swept, value, by=[hue, x]).groupby(hue, sort=False):
         rows = rows.sort_values(x)
-        at = [positions.index(v) for v in rows[x]] if categorical else rows[x]
         ax.errorbar(
-            at,
+            rows[x],
             rows["mean"],
             yerr=rows["std"].fillna(0),
             capsize=3,
@@ -145,37 +91,21 @@ def _sweep(ax: Axes, frame: pd.DataFrame, x: str, value: str, hue: str, categori
         ["method", hue] if hue != "method" else ["method", "method"], sort=False, dropna=False
     ):
         of_a_curve = name in styles and hue != "method"
-        colour = (
-            styles[name]["color"]
-            if of_a_curve
-            else "black"
-            if method == "dense"
-            else method_style(method)["color"]
-        )
+        colour = styles[name]["color"] if of_a_curve else method_style(method)["color"]
         label = f"{method}, {_hue_label(hue, name)}" if of_a_curve and len(styles) > 1 else method
-        ax.axhline(
-            rows[value].mean(),
-            color=colour,
-            linewidth=1,
-            linestyle=":" if method == "dense" else "--",
-            label=label,
-        )
-    labels = ["∞" if p == math.inf else f"{p:g}" if isinstance(p, float) else str(p) for p in positions]
-    ax.set_xticks(range(len(positions)) if categorical else positions, labels)  # where something was measured
+        line = ":" if method == "dense" else "--"
+        ax.axhline(rows[value].mean(), color=colour, linewidth=1, linestyle=line, label=label)
+    labels = [f"{p:g}" if isinstance(p, float) else str(p) for p in positions]
+    ax.set_xticks(positions, labels)  # where something was measured
     ax.set_xticks([], minor=True)
 
 
-def _hue_styles(hue: str, names: list, methods: list[str]) -> dict:
-    """A style for each curve: its method's own, or one that none of the methods drawn beside it has."""
+def _hue_styles(hue: str, names: list) -> dict:
+    """A style for each curve: its method's own, or a grey where it is no method."""
     if hue == "method":
         return {name: method_style(name) for name in names}
-    taken = {method_style(method)["color"] for method in methods}
-    free = [
-        {"color": colour, "marker": marker}
-        for colour, marker in zip(COLOURS[1:], MARKERS[1:], strict=True)
-        if colour not in taken
-    ]
-    return {name: free[place % len(free)] for place, name in enumerate(names)}
+    greys = [{"color": colour, "marker": marker} for colour, marker in GREYS]
+    return {name: greys[place % len(greys)] for place, name in enumerate(names)}
 
 
 def _hue_label(hue: str, name: object) -> str:
@@ -184,99 +114,125 @@ def _hue_label(hue: str, name: object) -> str:
     return f"{hue.rsplit('.', 1)[-1]} = {name:g}" if isinstance(name, float) else f"{hue} = {name}"
 
 
-def heat_map(frame: pd.DataFrame, x: str, y: str) -> Figure:
-    """Perplexity where two hyperparameters meet, written into the cells; darker is worse."""
+def _spoken(frame: pd.DataFrame, x: str, label: str, values: dict[str, str], hue: str) -> str:
+    """What the curves show, in words: where each begins and ends."""
+    parts = []
+    for value, name in values.items():
+        means = frame[frame[x].notna()].groupby([hue, x], sort=False)[value].mean()
+        for curve, of in means.groupby(hue, sort=False):
+            of = of.droplevel(hue).sort_index()
+            ends = f"{of.iloc[0]:.3g} at {of.index[0]:g}, {of.iloc[-1]:.3g} at {of.index[-1]:g}"
+            parts.append(f"{name}, {_hue_label(hue, curve)}: {ends}")
+    return f"Curves against {label}. {'; '.join(parts)}."
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def heat_map(frame: pd.DataFrame, x: str, y: str) -> Picture:
+    """Perplexity where two hyperparameters meet, against where both are 0, written into the cells."""
+    neither = (frame[x] == 0) & (frame[y] == 0)
+    cells = frame.assign(**{name: frame[name].mask(neither) for name in (x, y)}, both=neither, of="all")
+    found = differences(cells, "both", True, ["of", y, x]) if len(frame) > 1 else None
+    rows = [] if found is None else found.rows.to_dict("records")
     table = frame.pivot_table(index=y, columns=x, values="perplexity", sort=True)
+    effects = pd.DataFrame(0.0, index=table.index, columns=table.columns)
+    decided = []
+    for row in rows:
+        effects.loc[row[y], row[x]] = row["effect"]
+        if not row["low"] <= 0 <= row["high"]:
+            decided.append((row[y], row[x]))
+    logs = np.log1p(effects.to_numpy())
+    reach = max(float(np.abs(logs).max()), 0.01)
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        fig, ax = plt.subplots(
-            figsize=(1.6 + 0.75 * table.shape[1], 1.1 + 0.5 * table.shape[0]), layout="constrained"
-        )
-        image = ax.imshow(table, cmap="Oranges", aspect="auto")
-        middle = (table.to_numpy().min() + table.to_numpy().max()) / 2
-        for (i, j), value in np.ndenumerate(table.to_numpy()):
-            ax.text(
-                j,
-                i,
-                f"{value:.4g}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if value > middle else "black",
-            )
-        ax.set(
-            xticks=range(table.shape[1]),
-            xticklabels=[f"{v:g}" for v in table.columns],
-            xlabel=x.rsplit(".", 1)[-1],
-        )
-        ax.set(
-            yticks=range(table.shape[0]),
-            yticklabels=[f"{v:g}" for v in table.index],
-            ylabel=y.rsplit(".", 1)[-1],
-        )
-        fig.colorbar(image, label="perplexity")
-    return fig
+        size = 1.6 + 0.85 * table.shape[1], 1.1 + 0.5 * table.shape[0]
+        fig, ax = plt.subplots(figsize=size, layout="constrained")
+        ax.imshow(logs, cmap="PuOr_r", aspect="auto", vmin=-reach, vmax=reach)
+        for (i, j), effect in np.ndenumerate(effects.to_numpy()):
+            here = effects.index[i], effects.columns[j]
+            changed = f"{effect:+.1%}" if effect < 2 else f"{1 + effect:.3g} times"
+            text = f"{table.to_numpy()[i, j]:.4g}" if here == (0, 0) else changed
+            colour = "white" if abs(logs[i, j]) > 0.6 * reach else "black"
+            weight = "bold" if here in decided else "normal"
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, weight=weight)
+        names = [name.rsplit(".", 1)[-1] for name in (x, y)]
+        ax.set_xticks(range(table.shape[1]), [f"{v:g}" for v in table.columns])
+        ax.set_yticks(range(table.shape[0]), [f"{v:g}" for v in table.index])
+        ax.set(xlabel=names[0], ylabel=names[1])
+    caption = (
+        f"Perplexity by {names[0]} and {names[1]}: at 0 and 0 the perplexity itself, elsewhere the difference"
+        " from it (purple: less is lost, orange: more). Bold: the 95 % interval leaves out zero, all holding"
+        " together."
+    )
+    told = "; ".join(f"{names[1]} {row[y]:g}, {names[0]} {row[x]:g}: {row['effect']:+.1%}" for row in rows)
+    return Picture(fig, caption, f"Heat map of differences of perplexity. {told}.")
 
 
-def accuracy_bars(frame: pd.DataFrame) -> Figure:
-    """Zero-shot accuracy by method and refinement, one panel per model and task: bars of one standard error,
-    the dense model as a line.
+def accuracy_dots(frame: pd.DataFrame) -> Picture:
+    """Zero-shot accuracy of each start and refinement beside chance and the dense model; and the difference
+    from the start, with its interval.
 
-    frame: rows of `Experiment.zero_shot`. Bars begin at 0.
+    frame: rows of `Experiment.zero_shot`; of several tasks the plain mean.
     """
-    cells = accuracies(frame)
-    models, tasks = cells["model"].unique(), cells["task"].unique()
-    pruned = cells[cells["method"] != "dense"]
-    methods, refinements = list(pruned["method"].unique()), list(pruned["refine"].unique())
-    width, n_columns = 0.8 / len(refinements), min(len(tasks), 4)
-    n_rows = math.ceil(len(tasks) / n_columns)
+    pruned = frame[frame["method"] != "dense"]
+    tasks, models = list(frame["task"].unique()), list(frame["model"].unique())
+    cases = list(dict.fromkeys(zip(pruned["method"], pruned["refine"], strict=True)))
+    names = [start if refine == "none" else f"{start} + {refine}" for start, refine in cases]
+    chances = [chance_of(task) for task in tasks]
+    n_compared = sum(refine != "none" for _, refine in cases) * len(models)
+    told = []
     with plt.rc_context(STYLE):
-        size = (0.8 + 2.6 * n_columns, (0.5 + 2.2 * n_rows) * len(models))
         fig, axes = plt.subplots(
-            len(models) * n_rows, n_columns, figsize=size, squeeze=False, sharey=True, layout="constrained"
+            len(models),
+            2,
+            figsize=(6.4, (1.1 + 0.24 * len(cases)) * len(models)),
+            sharey="row",
+            squeeze=False,
+            layout="constrained",
         )
-        grid = axes.reshape(len(models), -1)
-        for ax in grid[:, len(tasks) :].flat:
-            ax.set_visible(False)
-        for ax, (model, task) in zip(
-            grid[:, : len(tasks)].flat, itertools.product(models, tasks), strict=True
-        ):
-            of = cells[(cells["model"] == model) & (cells["task"] == task)].set_index(["method", "refine"])
-            for place, refine in enumerate(refinements):
-                present = [method for method in methods if (method, refine) in of.index]
-                values = of.loc[[(method, refine) for method in present]]
-                at = [
-                    methods.index(method) + (place - (len(refinements) - 1) / 2) * width for method in present
-                ]
-                errors = values["stderr"].fillna(0)
-                ax.bar(
-                    at,
-                    values["acc"],
-                    width,
-                    yerr=errors,
-                    capsize=2,
-                    color=method_style(refine)["color"],
-                    alpha=0.75,
-                    label=refine,
-                )
-            if ("dense", "dense") in of.index:
-                ax.axhline(
-                    of.loc[("dense", "dense"), "acc"],
-                    color="black",
-                    linewidth=0.9,
-                    linestyle=":",
-                    label="dense",
-                )
-            ax.set(
-                xticks=range(len(methods)),
-                xticklabels=methods,
-                title=task if len(models) == 1 else f"{model}\n{task}",
-            )
-        axes[0][0].set_ylim(bottom=0)  # once all bars are drawn: it ends the scaling of every panel
-        axes[0][0].set_ylabel("accuracy (higher is better)")
-        fig.legend(
-            *axes[0][0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=len(refinements) + 1,
-            fontsize=8,
-        )
-    return fig
+        for model, (left, right) in zip(models, axes, strict=True):
+            of = frame[frame["model"] == model]
+            for place, ((start, refine), name) in enumerate(zip(cases, names, strict=True)):
+                mine = of[(of["method"] == start) & (of["refine"] == refine)]
+                mean, error = _percent(mine)
+                shape = {"capsize": 2.5, "elinewidth": 1, "markersize": 5, **method_style(name)}
+                left.errorbar(mean, place, xerr=1.96 * error, **shape)
+                told.append(f"{name} {mean:.1f} %")
+                if refine != "none":
+                    base = of[(of["method"] == start) & (of["refine"] == "none")]
+                    found = paired_accuracy(mine, base, n_compared)
+                    effect, low, high = 100 * np.array([found.difference, found.low, found.high])
+                    right.errorbar(effect, place, xerr=[[effect - low], [high - effect]], **shape)
+                    told[-1] += f" ({effect:+.1f} points against {start}, {low:+.1f} to {high:+.1f})"
+            if not (dense := of[of["method"] == "dense"]).empty:
+                left.axvline(_percent(dense)[0], color="black", linewidth=1, linestyle=":", label="dense")
+                told.append(f"dense {_percent(dense)[0]:.1f} %")
+            if None not in chances:
+                chance = 100 * float(np.mean([each for each in chances if each is not None]))
+                left.axvline(chance, color="#606060", linewidth=1, linestyle="-.", label="chance")
+                told.append(f"chance {chance:.1f} %")
+            reach = 1.08 * max(map(abs, right.get_xlim()))
+            right.axvspan(0, reach, color=METHODS["r2dsnot"][0], alpha=0.07, linewidth=0)
+            right.axvline(0, color="#4D4D4D", linewidth=1)
+            right.set(xlim=(-reach, reach), xlabel="points against the start (right: more)")
+            left.set(yticks=range(len(cases)), yticklabels=names, title=model if len(models) > 1 else "")
+            left.set(xlabel="accuracy, %" if len(tasks) == 1 else f"accuracy, %, mean of {len(tasks)} tasks")
+            left.set_ylim(len(cases) - 0.4, -0.6)
+        fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    caption = (
+        f"Zero-shot accuracy ({', '.join(tasks)}). Left: dots are accuracies, whiskers 95 % intervals over"
+        " examples, dotted the dense model, dashes and dots what guessing would give. Right: the difference"
+        f" from the start, whiskers its 95 % interval, paired over examples, widened so that all {n_compared}"
+        " hold together. Shaded: more is answered rightly than by the start."
+    )
+    return Picture(fig, caption, f"Dots with intervals. {'; '.join(told)}.")
+
+
+def _percent(rows: pd.DataFrame) -> tuple[float, float]:
+    """Accuracy in percent, the mean of the tasks, and its standard error over examples (0 where there is
+    none).
+    """
+    cells = accuracies(rows)
+    error = math.sqrt((cells["stderr"].fillna(0) ** 2).sum()) / len(cells)
+    return 100 * cells["acc"].mean(), 100 * error

@@ -14,17 +14,14 @@ from symprune.base.files import write_whole
 from symprune.measure import executors
 from symprune.paper.profiles import SMOKE
 
-REPORT = "99_report"  # gathers what the others wrote, so it runs after them
-
 _CELL_TIMEOUT = {SMOKE: 600}  # seconds; other profiles run for hours
 _QUIET = ["--log-level=ERROR"]  # a kernel warns of its local socket each time it starts
 _KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
 def notebook_names() -> list[str]:
-    """Every notebook, by the name of its source; the report is the last."""
-    names = (source.stem for source in paths.NOTEBOOKS.glob("[0-9][0-9]_*.py"))
-    return sorted(names, key=lambda name: (name == REPORT, name))
+    """Every notebook, by the name of its source."""
+    return sorted(source.stem for source in paths.NOTEBOOKS.glob("[0-9][0-9]_*.py"))
 
 
 def resolve_notebooks(wanted: Sequence[str]) -> list[str]:
@@ -78,7 +75,7 @@ def render(wanted: Sequence[str] = ()) -> list[Path]:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     written = []
-    # One folder for all: the report gathers what the notebooks before it wrote.
+    # One folder for all: a record serves every notebook after it.
     with tempfile.TemporaryDirectory() as output, environment(SYMPRUNE_OUTPUT=output):
         for name in resolve_notebooks(wanted):
             notebook = jupytext.read(paths.NOTEBOOKS / f"{name}.py")

@@ -1,91 +1,226 @@
-"""The report in Markdown: the paper's claims and its reviewers' questions, each with what was found and where
-to look.
+"""The report: one HTML page of what was claimed, what was found and how sure that is, with every verdict,
+table and figure of a profile behind it. It needs no file from the network.
 """
 
+import html
+import math
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from symprune.base import paths
 from symprune.base.files import write_whole
-from symprune.paper.claims import ClaimFound, claims_of
-from symprune.paper.tables import saved_by, saved_figures, saved_tables
-from symprune.paper.verdicts import NOT_RUN, load_verdicts, verdict_page
+from symprune.paper.claims import MARKS, ClaimFound, claims_of
+from symprune.paper.notebooks import notebook_names
+from symprune.paper.style import words_of
+from symprune.paper.tables import saved_by
+from symprune.paper.verdicts import load_verdicts
 
 _TITLES = {
     "paper": "The paper's claims",
     "reviewers": "What its public reviewers asked",
     "ours": "Beyond the paper",
 }
+_MODELS = {"embedded": "SmolLM2-135M-Instruct"}  # what is installed with the package
+_SHOWN = ["of", "claim", "verdict", "evidence"]  # of a verdict
+_SIGNS = dict(zip(MARKS, "✓✗±?-", strict=True))
+
+# The axis of effects, from -100 % to +100 %: even near zero, logarithmic beyond; 2 % and 80 % are both read.
+_WIDTH, _BEND, _REACH = 240.0, 0.05, 1.0
+_FACTORS = 2.0  # from three times on, a factor is read more easily than percent
+_TICKS = (-0.8, -0.2, -0.05, 0.0, 0.05, 0.2, 0.8)
 
 
-def save_report(profile: str) -> str:
-    """Write results/<profile>/report.md, all that the notebooks of a profile found, on one page; returns its
-    text.
+def write_report(profile: str) -> Path:
+    """Write results/<profile>/report.html from the verdicts, tables and figures that a profile's notebooks
+    saved; returns its path.
     """
+    import jinja2
+
     folder = paths.results(profile)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [
-        f"# symprune: {profile}",
-        (
-            "*reproduced*: the 95 % interval of a paired comparison lies on the claim's side. *not"
-            " reproduced*: it lies on the other side. *undecided*: it holds both. All of it on the models of"
-            f" this profile: on the paper's own models, **{NOT_RUN}** unless they are named below. The"
-            " protocol stands under each table; numbers that are not reported by others come from"
-            f" {_link('records', folder / 'records.jsonl', folder)}, whose keys stand in the CSV beside each"
-            " table."
-        ),
-        claims_page(profile),
-        f"## Every verdict\n\n{verdict_page(load_verdicts(profile))}",
-        "## Tables",
-        *(f"### {name}\n\n{table}" for name, table in saved_tables(profile).items()),
-        "## Figures",
-        *(
-            f"### {file.stem.removeprefix('fig_')}\n\n![{file.stem}]({_path(file, folder)})"
-            for file in saved_figures(profile)
-        ),
-    ]
-    text = "\n\n".join(part.strip() for part in parts) + "\n"
-    write_whole(folder / "report.md", text)
-    return text
+    claims, verdicts = claims_of(profile), load_verdicts(profile)
+    notebooks = [_notebook(name, profile, verdicts) for name in _names(profile, verdicts)]
+    models = [name for name in dict.fromkeys(verdicts["model"]) if name]
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("report.html.j2")
+    text = page.render(
+        profile=profile,
+        models=", ".join(_MODELS.get(name, name) for name in models) or "no model yet",
+        sections=[
+            {"id": by, "title": title, "claims": [_claim(c, notebooks) for c in claims if c.by == by]}
+            for by, title in _TITLES.items()
+        ],
+        counts=_counts([claim for claim in claims if claim.by == "paper"]),
+        n_verdicts=len(verdicts),
+        notebooks=notebooks,
+        shown=_SHOWN,
+        ticks=[(place(tick), f"{tick:+.0%}".replace("+0%", "0")) for tick in _TICKS],
+        width=_WIDTH,
+        signs=_SIGNS,
+        records="records.jsonl",
+    )
+    report = folder / "report.html"
+    write_whole(report, text.rstrip() + "\n")
+    return report
 
 
-def claims_page(profile: str) -> str:
-    """Markdown: every claim and question, how its comparisons came out, and links to what it rests on."""
-    claims, sections = claims_of(profile), []
-    for by, title in _TITLES.items():
-        rows = [_answered(claim, profile) for claim in claims if claim.by == by]
-        sections.append(f"## {title}\n\n{pd.DataFrame(rows).to_markdown(index=False)}")
-    return "\n\n".join(sections)
+def place(effect: float) -> float:
+    """Where an effect (a fraction) stands on the axis, in units of its width; what lies outside stands at
+    the end.
+    """
+    scaled = math.asinh(effect / _BEND) / math.asinh(_REACH / _BEND)
+    return round(_WIDTH / 2 * (1 + 0.94 * max(-1.0, min(1.0, scaled))), 1)
 
 
-def _answered(claim: ClaimFound, profile: str) -> dict[str, str]:
+def effect_in_words(claim: ClaimFound) -> tuple[str, str]:
+    """A claim's effect and its interval; empty where it has none."""
+    if claim.effect is None or claim.low is None or claim.high is None:
+        return "", ""
+    if claim.unit == "points":
+        return f"{claim.effect:+.1f} points", f"{claim.low:+.1f} to {claim.high:+.1f}"
+    values = claim.effect, claim.low, claim.high
+    numbers = [f"{x:+.1%}" if x < _FACTORS else f"{1 + x:,.3g} times" for x in values]
+    return f"{numbers[0]} {claim.unit}", f"{numbers[1]} to {numbers[2]}"
+
+
+def _counts(claims: list[ClaimFound]) -> list[tuple[str, int]]:
+    counts = [(mark, sum(claim.mark == mark for claim in claims)) for mark in MARKS]
+    return [(mark, n) for mark, n in counts if n]
+
+
+def _claim(claim: ClaimFound, notebooks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page shows of a claim: its words, its row of the forest plot, and links within the page."""
+    effect, interval = effect_in_words(claim)
+    anchors = {part["id"] for notebook in notebooks for part in (*notebook["tables"], *notebook["figures"])}
+    wanted = [(f"table-{name}", f"table {name}") for name in claim.tables]
+    wanted += [(f"fig-{name}", f"figure {name}") for name in claim.figures]
+    names = {notebook["name"] for notebook in notebooks}
+    links = [(name, name[:2]) for name in claim.notebooks if name in names]
+    links += [(anchor, text) for anchor, text in wanted if anchor in anchors]
     return {
-        "asked": claim.asked,
-        "found here": claim.mark,
-        "in words": " ".join(filter(None, [claim.answer, claim.sentence])),
-        "look at": ", ".join(_links(claim, profile)),
+        "found": claim,
+        "effect": effect,
+        "interval": interval,
+        "strip": _strip(claim) if effect else None,
+        "links": links,
     }
 
 
-def _links(claim: ClaimFound, profile: str) -> list[str]:
-    """Notebooks, tables and figures of a claim that exist, linked from the report's folder."""
-    folder = paths.results(profile)
-    targets = [(notebook, folder / f"{notebook}.ipynb") for notebook in claim.notebooks]
-    wanted = {f"table_{name}.md": f"table {name}" for name in claim.tables}
-    wanted |= {f"fig_{name}.png": f"figure {name}" for name in claim.figures}
-    targets += [
-        (text, file)
-        for name, text in wanted.items()
-        for file in saved_by(profile, name.split("_")[1])
-        if file.name == name
+def _strip(claim: ClaimFound) -> dict[str, Any]:
+    """A claim's row of the forest plot: the claim's side, the interval, the dot."""
+    scale = 0.01 if claim.unit == "points" else 1.0
+    effect, low, high = (scale * (value or 0.0) for value in (claim.effect, claim.low, claim.high))
+    margin = scale * (claim.margin or 0.0)
+    sides = {"lower": (-_REACH, 0.0), "higher": (0.0, _REACH), "within": (-margin, margin)}
+    side = sides.get(claim.side, (0.0, 0.0))
+    return {
+        "shade": (place(side[0]), place(side[1])),
+        "bar": (place(low), place(high)),
+        "dot": place(effect),
+        "cut": (low < -_REACH, high > _REACH),
+    }
+
+
+def _names(profile: str, verdicts: pd.DataFrame) -> list[str]:
+    """Notebooks that left something."""
+    executed = {file.stem for file in paths.results(profile).glob("[0-9][0-9]_*.ipynb")}
+    judged = set(verdicts["notebook"])
+    known = [*notebook_names(), *sorted((executed | judged) - set(notebook_names()))]
+    return [name for name in known if name in executed | judged or saved_by(profile, name)]
+
+
+def _notebook(name: str, profile: str, verdicts: pd.DataFrame) -> dict[str, Any]:
+    """Everything that one notebook left: its title, verdicts, tables and figures."""
+    folder, files = paths.results(profile), saved_by(profile, name)
+    source = paths.NOTEBOOKS / f"{name}.py"
+    heading = re.search(r"^# # (.+)$", source.read_text(encoding="utf-8"), re.M) if source.exists() else None
+    executed = folder / f"{name}.ipynb"
+    tables = [file for file in files if file.name.startswith("table_") and file.suffix == ".md"]
+    own = verdicts[verdicts["notebook"] == name]
+    return {
+        "name": name,
+        "title": heading[1] if heading else name,
+        "executed": executed.name if executed.exists() else None,
+        "verdicts": own[_SHOWN].to_dict("records"),
+        "tables": [_table(file, folder) for file in tables],
+        "figures": [_figure(file, folder) for file in files if file.suffix == ".png"],
+    }
+
+
+def _figure(png: Path, folder: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    caption, alt = words_of(png)
+    name = png.stem.removeprefix("fig_")
+    with Image.open(png) as image:
+        width, height = (round(pixels * 100 / image.info.get("dpi", (100,))[0]) for pixels in image.size)
+    return {
+        "id": f"fig-{name}",
+        "name": name,
+        "src": _path(png, folder),
+        "pdf": _path(png.with_suffix(".pdf"), folder),
+        "caption": caption,
+        "alt": alt,
+        "width": width,
+        "height": height,
+    }
+
+
+def _table(file: Path, folder: Path) -> dict[str, Any]:
+    """A saved table: its columns, its rows, and what stands below it."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    rows = [
+        [formula(cell.strip().replace("<NA>", "")) for cell in line.strip().strip("|").split("|")]
+        for line in lines
+        if line.startswith("|")
     ]
-    return [_link(text, target, folder) for text, target in targets if target.exists()]
+    below = " ".join(line.strip("*") for line in lines if line and not line.startswith("|"))
+    name = file.stem.removeprefix("table_")
+    return {
+        "id": f"table-{name}",
+        "name": name,
+        "columns": rows[0] if rows else [],
+        "rows": rows[2:],  # below the rule
+        "below": below,
+        "csv": _path(file.with_suffix(".csv"), folder),
+    }
 
 
-def _link(text: str, target: Path, start: Path) -> str:
-    return f"[{text}]({_path(target, start)})"
+_SYMBOLS = {
+    r"\vert ": "|",
+    r"\Vert ": "‖",
+    r"\vert": "|",
+    r"\Vert": "‖",
+    r"\,": " ",
+    r"\alpha": "\N{GREEK SMALL LETTER ALPHA}",
+}
+
+
+def formula(cell: str) -> Any:
+    """A cell of a table as HTML: formulas between dollars with raised and lowered letters, as far as the
+    tables of this package go.
+    """
+    from markupsafe import Markup
+
+    def drawn(match: re.Match[str]) -> str:
+        text = match[1]
+        for name, symbol in _SYMBOLS.items():
+            text = text.replace(name, symbol)
+        text = re.sub(r"\\mathrm\{(\w+)\}", r"\1", text)
+        for sign, tag in (("_", "sub"), (r"\^", "sup")):
+            text = re.sub(rf" ?{sign}(?:\{{([^{{}}]*)\}}|(\\?\w+))", rf"<{tag}>\1\2</{tag}>", text)
+        return "<i>" + re.sub(r"\\widehat\{([^{}]*)\}", r"<span class='hat'>\1</span>", text) + "</i>"
+
+    return Markup(re.sub(r"\$([^$]+)\$", drawn, html.escape(cell)))
 
 
 def _path(target: Path, start: Path) -> str:

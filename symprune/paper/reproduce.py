@@ -17,8 +17,9 @@ from symprune.base.files import write_whole
 from symprune.base.records import Record, Store, read_lines, write_lines
 from symprune.measure import executors
 from symprune.measure.executors import Ray, Shard
-from symprune.paper.notebooks import REPORT, execute, parameters_of, resolve_notebooks
+from symprune.paper.notebooks import execute, parameters_of, resolve_notebooks
 from symprune.paper.profiles import ALL, NO_SETTINGS, load_profile
+from symprune.paper.report import write_report
 
 
 def reproduce(
@@ -34,8 +35,8 @@ def reproduce(
 
     A notebook takes from the profile what its parameters cell names. One that fails leaves its last good run
     in place. One that would do again what it did (same source, parameters and library, its records and
-    figures still there, and no notebook before it executed) is passed over, unless `again`. executor: who
-    measures what their experiments ask (None: their kernels). settings: see `load_profile`.
+    figures still there) is passed over, unless `again`. executor: who measures what their experiments ask
+    (None: their kernels). settings: see `load_profile`.
     """
     profile, chosen = _chosen(wanted, profile, settings)
     before = {record.key for record in Store(paths.records(profile))}
@@ -45,7 +46,6 @@ def reproduce(
             if show:
                 print(f"{title}: nothing to do again", file=sys.stderr)
             continue
-        again = True  # what follows may gather what this one writes
         executed = execute(name, parameters, profile, title, show, _variables(executor))
         write_whole(paths.results(profile) / f"{name}.ipynb", executed)
         stamp.write()
@@ -143,25 +143,6 @@ def compare_with_published(records: dict[str, Record], profile: str) -> str:
         return f"no perplexity in {profile} was published before for what was asked here"
     largest = max(abs(ours / theirs - 1) for ours, theirs in pairs)
     return f"{len(pairs)} perplexities were published before: they differ by at most {largest:.2%}"
-
-
-def write_report(profile: str) -> Path:
-    """results/<profile>/report.html from the executed report, or from the last notebook where none was
-    run.
-    """
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    executed = sorted(
-        paths.results(profile).glob("[0-9][0-9]_*.ipynb"), key=lambda file: (file.stem == REPORT, file)
-    )
-    notebook = nbformat.read(executed[-1], as_version=4)
-    html, _ = HTMLExporter(
-        template_name="lab", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
-    ).from_notebook_node(notebook, resources={"metadata": {"name": f"symprune: {profile}"}})
-    report = paths.results(profile) / "report.html"
-    write_whole(report, html)
-    return report
 
 
 def _chosen(

@@ -1,4 +1,4 @@
-"""The one style of all figures: the same method has the same colour and marker everywhere.
+"""The one style of all figures: a method has one colour and one marker everywhere; and how a figure is kept.
 
 With `tables`, the only writer under figures/.
 """
@@ -6,6 +6,9 @@ With `tables`, the only writer under figures/.
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -16,42 +19,32 @@ from symprune.base import paths
 from symprune.base.files import write_whole
 from symprune.paper.tables import measurements
 
-# Okabe and Ito's colours can be told apart with any common colour vision; markers tell them apart in print.
-COLOURS = [
-    "#000000",
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#7F7F7F",
-    "#8B5E00",
-    "#B3A800",
-]
-MARKERS = "osD^vP*X<>"
-# Place in the lists above: scores, then refiners (which never share a legend with scores).
-_PLACES = {
-    name: place
-    for names in (
-        [
-            "magnitude",
-            "wanda",
-            "ria",
-            "stochria",
-            "symwanda",
-            "owanda",
-            "ri",
-            "symmetric",
-            "lp_norm",
-            "general_diagonal",
-        ],
-        ["none", "dsnot", "r2dsnot", "exact_swap"],
-    )
-    for place, name in enumerate(names)
+# By name: scores, then what becomes of a mask or of the weights after it. The commonest have Okabe and Ito's
+# colours, which can be told apart with any common colour vision; markers tell them apart in print.
+METHODS = {
+    "dense": ("#000000", "_"),
+    "none": ("#4D4D4D", "o"),
+    "magnitude": ("#999999", "o"),
+    "wanda": ("#0072B2", "s"),
+    "ria": ("#D55E00", "D"),
+    "stochria": ("#E69F00", "^"),
+    "symwanda": ("#56B4E9", "v"),
+    "owanda": ("#7A4A1E", "P"),
+    "ri": ("#F2A6A0", "X"),
+    "symmetric": ("#CC79A7", "*"),
+    "lp_norm": ("#B3A800", "<"),
+    "general_diagonal": ("#6A3D9A", ">"),
+    "dsnot": ("#8C1C3C", "s"),
+    "r2dsnot": ("#009E73", "D"),
+    "exact_swap": ("#E0218A", "^"),
+    "sketch_swap": ("#8F7CF7", "v"),
+    "refit": ("#1B2A6B", "P"),
+    "sparsegpt": ("#5E7A1F", "X"),
 }
+# What is no method, such as a group or a norm, has none of their colours.
+GREYS = [("#000000", "o"), ("#606060", "s"), ("#A0A0A0", "^"), ("#303030", "D"), ("#808080", "v")]
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "font.size": 9,
@@ -64,17 +57,33 @@ STYLE = {
 }
 
 
-def method_style(method: str) -> dict:
-    """Colour and marker of a score or refiner by its name; variants of one family share the colour and are
-    filled differently.
+@dataclass(frozen=True)
+class Picture:
+    """A figure and its words: a caption that explains every mark, and what it shows to those who cannot see
+    it (`alt`).
     """
-    place = _PLACES.get(re.match(r"\w*", method)[0], len(COLOURS) - 1)
-    colour = COLOURS[place]
-    return {
-        "color": colour,
-        "marker": MARKERS[place],
-        "markerfacecolor": "white" if re.search("[(+]", method) else colour,
-    }
+
+    figure: Figure
+    caption: str
+    alt: str
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import Markdown, display
+
+        display(self.figure)
+        display(Markdown(f"*{self.caption}*"))
+
+
+def method_style(method: str) -> dict:
+    """Colour and marker of a score or refiner by its name; variants share the colour of their method and are
+    not filled.
+
+    "ria + r2dsnot" is drawn as what was done last, r2dsnot.
+    """
+    last = method.rsplit(" + ", 1)[-1]
+    colour, marker = METHODS.get(re.match(r"\w*", last)[0], GREYS[0])
+    variant = re.search(r"[(,]", last)
+    return {"color": colour, "marker": marker, "markerfacecolor": "white" if variant else colour}
 
 
 def plain_log_ticks(ax: Axes, which: str) -> None:
@@ -95,15 +104,27 @@ def plain_log_ticks(ax: Axes, which: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def save_figure(fig: Figure, profile: str, name: str, data: pd.DataFrame | None = None) -> Figure:
+def save_figure(picture: Picture, profile: str, name: str, data: pd.DataFrame | None = None) -> Picture:
     """Write fig_<name>.png and .pdf, the same bytes for the same figure, and as .csv the data that no table
-    holds; returns the figure.
+    holds; returns the picture.
+
+    Caption and alternative text are kept inside the PNG, see `words_of`.
     """
     folder = paths.figures(profile)
     folder.mkdir(parents=True, exist_ok=True)
-    fig.savefig(folder / f"fig_{name}.png", metadata={"Software": None})
-    fig.savefig(folder / f"fig_{name}.pdf", metadata={"CreationDate": None})
+    words = {"Software": None, "Title": picture.caption, "Description": picture.alt}
+    with plt.rc_context(STYLE):  # resolution and fonts are read as a figure is saved, not as it is drawn
+        picture.figure.savefig(folder / f"fig_{name}.png", metadata=words)
+        picture.figure.savefig(folder / f"fig_{name}.pdf", metadata={"CreationDate": None, "Title": name})
     if data is not None:
         write_whole(folder / f"fig_{name}.csv", measurements(data).to_csv(index=False))
-    plt.close(fig)  # the caller shows it once, by returning it
-    return fig
+    plt.close(picture.figure)  # the caller shows it once, by returning it
+    return picture
+
+
+def words_of(png: Path) -> tuple[str, str]:
+    """Caption and alternative text that `save_figure` kept in a PNG; empty where there are none."""
+    from PIL import Image
+
+    with Image.open(png) as image:
+        return image.info.get("Title", ""), image.info.get("Description", "")

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,22 @@ import pandas as pd
 
 from symprune.base import paths
 from symprune.base.files import write_whole
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A table that a notebook shows with every row and all of every cell: HTML that wraps, and plain text."""
+
+    frame: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return self.frame.to_string()
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            html = self.frame.to_html(notebook=True)
+        wrapping = "text-align: left; white-space: normal; overflow-wrap: break-word; vertical-align: top"
+        return html.replace("<td>", f'<td style="{wrapping}">')
 
 
 def summarise(
@@ -115,11 +132,9 @@ def decimals_of(value: float, digits: int) -> int:
     return digits - 1 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
 
 
-def save_table(
-    table: pd.DataFrame, profile: str, name: str, data: pd.DataFrame | None = None
-) -> pd.DataFrame:
+def save_table(table: pd.DataFrame, profile: str, name: str, data: pd.DataFrame | None = None) -> Whole:
     """Write table_<name>.md as shown and table_<name>.csv (of `data`, unrounded, if given); returns the table
-    to be shown.
+    to be shown whole.
 
     Below the table, its file states the protocol under which `data` was measured.
     """
@@ -133,7 +148,7 @@ def save_table(
         folder / f"table_{name}.csv",
         (table.reset_index() if data is None else measurements(data)).to_csv(index=False),
     )
-    return table
+    return Whole(table)
 
 
 def protocol(rows: pd.DataFrame) -> str:
@@ -191,16 +206,3 @@ def saved_by(profile: str, notebook: str) -> list[Path]:
     return sorted(
         file for kind in ("fig", "table") for file in paths.figures(profile).glob(f"{kind}_{notebook[:2]}_*")
     )
-
-
-def saved_tables(profile: str) -> dict[str, str]:
-    """Markdown of every saved table, by name."""
-    return {
-        file.stem.removeprefix("table_"): file.read_text()
-        for file in sorted(paths.figures(profile).glob("table_*.md"))
-    }
-
-
-def saved_figures(profile: str) -> list[Path]:
-    """The PNG of every saved figure."""
-    return sorted(paths.figures(profile).glob("fig_*.png"))

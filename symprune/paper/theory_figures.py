@@ -3,12 +3,11 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from symprune.paper.style import STYLE, method_style, plain_log_ticks
+from symprune.paper.style import STYLE, Picture, method_style, plain_log_ticks
 
 
-def prediction_dots(frame: pd.DataFrame) -> Figure:
+def prediction_dots(frame: pd.DataFrame) -> Picture:
     """How far g of a whole mask is from what single removals predict: a row per method and construction, a
     dot per sparsity.
 
@@ -59,10 +58,20 @@ def prediction_dots(frame: pd.DataFrame) -> Figure:
             ncols=len(sparsities),
             fontsize=8,
         )
-    return fig
+    caption = (
+        "The objective g of a whole mask over what single removals predict: left over the sum of their costs,"
+        " right squared, over the sum of their squares. Dots are medians over linears, darker where more is"
+        " removed; dotted: what was predicted came true."
+    )
+    largest = medians[medians["sparsity"] == sparsities[-1]]
+    told = (
+        f"{value}: from {largest[column].min():.2g} to {largest[column].max():.2g}"
+        for value, column in (("g over the sum", "ratio"), ("squared", "ratio_squared"))
+    )
+    return Picture(fig, caption, f"Dots by method. At {sparsities[-1]:.0%} removed, {'; '.join(told)}.")
 
 
-def agreement_curves(frame: pd.DataFrame) -> Figure:
+def agreement_curves(frame: pd.DataFrame) -> Picture:
     """Overlap of SymWanda's masks with Wanda's and with magnitude pruning's against the scale of y: mean over
     linears, and their range.
     """
@@ -83,4 +92,13 @@ def agreement_curves(frame: pd.DataFrame) -> Figure:
         ax.set_xscale("symlog", linthresh=smallest)
         ax.set(xlabel="factor on y", ylabel="Jaccard overlap of masks", ylim=(None, 1.02), xlim=(0, None))
         ax.legend(fontsize=8)
-    return fig
+    caption = (
+        "Jaccard overlap of SymWanda's masks with Wanda's and with magnitude pruning's, against the factor on"
+        " y: means over linears, the band from the smallest to the largest."
+    )
+    means = frame.groupby("scale")[["wanda", "magnitude"]].mean()
+    told = "; ".join(
+        f"at {scale:g}: {row['wanda']:.2f} with wanda, {row['magnitude']:.2f} with magnitude"
+        for scale, row in means.iloc[[0, -1]].iterrows()
+    )
+    return Picture(fig, caption, f"Two curves of overlap. {told}.")

@@ -12,9 +12,11 @@ from symprune.base import paths
 from symprune.base.errors import UserError
 from symprune.base.files import write_whole
 from symprune.paper.compare import ONE_DRAW, Paired, PairedAccuracy, paired
+from symprune.paper.tables import Whole
 
 NOT_RUN = "not run here"
 VERDICTS = ("reproduced", "not reproduced", "undecided", NOT_RUN)
+BOUNDLESS = 1e6  # an effect above it is no bound: that of a single article, which says nothing of others
 _SHOWN = ["of", "claim", "verdict", "evidence"]
 
 
@@ -147,19 +149,10 @@ def judge_accuracy(claim: Claim, comparison: PairedAccuracy, of: str = "") -> Ve
     over = f"{comparison.n} examples" + (f" of {comparison.n_tasks} tasks" if comparison.n_tasks > 1 else "")
     over += f" and {comparison.n_draws} draws" if comparison.n_draws > 1 else ""
     note = f"{comparison.gained:.3g} gained, {comparison.lost:.3g} lost"
-    return Verdict(
-        claim.id,
-        of,
-        claim.text,
-        verdict,
-        *points,
-        unit="points",
-        over=over,
-        jointly=comparison.comparisons,
-        note=note + (f"; {ONE_DRAW}" if comparison.n_draws == 1 else ""),
-        side="higher",
-        power=None if comparison.detectable is None else 100 * comparison.detectable,
-    )
+    note += f"; {ONE_DRAW}" if comparison.n_draws == 1 else ""
+    words = "points", over, comparison.comparisons, (), note
+    power = None if comparison.detectable is None else 100 * comparison.detectable
+    return Verdict(claim.id, of, claim.text, verdict, *points, *words, side="higher", power=power)
 
 
 def judge_all(
@@ -206,7 +199,7 @@ def judge_all(
     return verdicts
 
 
-def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> pd.DataFrame:
+def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> Whole:
     """Keep a notebook's verdicts for the report, floats to six significant digits, and show them.
 
     Raises ValueError if two of them are about the same case of a claim.
@@ -220,8 +213,7 @@ def save_verdicts(verdicts: Sequence[Verdict], profile: str, notebook: str) -> p
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps([asdict(verdict) for verdict in kept], indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / f"{notebook}.json", text + "\n")
-    pd.set_option("display.max_colwidth", None)  # a notebook ends with them: sentences are shown whole
-    return _to_show(pd.DataFrame([_row(verdict) for verdict in kept], columns=[*_SHOWN, "model"]))
+    return Whole(_to_show(pd.DataFrame([_row(verdict) for verdict in kept], columns=[*_SHOWN, "model"])))
 
 
 def load_verdicts(profile: str) -> pd.DataFrame:
@@ -277,12 +269,15 @@ def expect(holds: Any, what: str) -> None:
 
 def _of_ratio(claim: Claim, of: str, verdict: str, comparison: Paired) -> Verdict:
     effects = (ratio - 1 for ratio in (comparison.ratio, comparison.low, comparison.high))
-    over, draws = f"{comparison.n} {comparison.over}", tuple(ratio - 1 for ratio in comparison.draws)
+    units = comparison.over.replace("s", "", 1) if comparison.n == 1 else comparison.over
+    over, draws = f"{comparison.n} {units}", tuple(ratio - 1 for ratio in comparison.draws)
     words = comparison.what, over, comparison.comparisons, draws, comparison.note
     return Verdict(claim.id, of, claim.text, verdict, *effects, *words)
 
 
 def _shown(value: float, unit: str, sign: str = "") -> str:
+    if value >= BOUNDLESS:
+        return "any height"
     return f"{value:{sign}.1f}" if unit == "points" else f"{value:{sign}.1%}"
 
 

@@ -24,10 +24,11 @@ class Refit:
     Each row of the weight is a problem of its own, with the Gram matrix G = X^T X, g its diagonal, in common;
     all are solved at once by conjugate gradients, preconditioned with the diagonal, in one product with G an
     iteration. A row stops at `max_iterations`, or when its preconditioned residual is `tolerance` of the
-    first. No row's objective rises. Raises UserError for statistics without a Gram matrix.
+    first. No row's objective rises. The default damping was best on validation text, and 30 iterations better
+    than convergence. Raises UserError for statistics without a Gram matrix.
     """
 
-    damping: float = 0.01
+    damping: float = 0.001
     max_iterations: int = 30
     tolerance: float = 1e-3
     uses: ClassVar[tuple[str, ...]] = ("gram",)
@@ -57,17 +58,17 @@ class SymmetricRefit:
     vec(D)' (product H (x) G + inputs I (x) G + outputs H (x) I + identity I (x) I) vec(D), D = w_hat - w
 
     G = X^T X of the inputs and H, the Gram matrix of the loss gradients at the outputs, are scaled to a mean
-    diagonal of 1, so the four coefficients are numbers without a unit. The defaults are (H + 0.1 I) (x)
-    (G + 0.01 I). Without product and outputs this is `Refit` with damping = identity / inputs; the product
+    diagonal of 1, so the four coefficients are numbers without a unit. The defaults are (H + I) (x)
+    (G + 0.01 I), best on validation text. Without product and outputs this is `Refit` with damping = identity / inputs; the product
     alone is the Kronecker-factored curvature of LLM Surgeon (arXiv 2312.17244) and YAQA (arXiv 2505.22988).
     Solved for all rows together, as `Refit` solves each. The objective never rises. Raises UserError for
     statistics that lack a matrix.
     """
 
     product: float = 1.0
-    inputs: float = 0.1
+    inputs: float = 1.0
     outputs: float = 0.01
-    identity: float = 0.001
+    identity: float = 0.01
     max_iterations: int = 50
     tolerance: float = 1e-3
 
