@@ -171,21 +171,16 @@ class Cost:
 
     def streamed(self, spilled: bool) -> int:
         """Peak with one decoder layer in memory; spilled: hidden states are on disk but for a batch."""
-        hidden = (
-            min(2 * self.hidden // max(-(-self.n_windows // self.batch_size), 1), self.hidden)
-            if spilled
-            else self.hidden
-        )
+        n_batches = max(-(-self.n_windows // self.batch_size), 1)
+        hidden = min(2 * self.hidden // n_batches, self.hidden) if spilled else self.hidden
         reading = max(d_out * d_in for d_out, d_in in self.shape.widths) * self.itemsize
         copied = self.itemsize + (self.number if self.widened else 0)  # an embedding and what it computes in
-        entering = (
-            (self.shape.entrance * copied if self.passes else 0) + self.layer + self.widened + self.merged
-        )
+        entrance = self.shape.entrance * copied if self.passes else 0
+        entering = entrance + self.layer + self.widened + max(reading, self.merged)
         working = max(self.activations + self.widened, self.scoring, self.updating, reading, self.merged)
         pruning = self.layer + self.grams + working + self.masks
-        return (
-            self.gradient_grams + hidden + max(entering, pruning, 3 * self.masks)
-        )  # being saved, masks are copied twice
+        saving = 3 * self.masks  # they are copied twice
+        return self.gradient_grams + hidden + max(entering, pruning, saving)
 
     @property
     def operations(self) -> float:
