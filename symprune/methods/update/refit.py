@@ -59,10 +59,10 @@ class SymmetricRefit:
 
     G = X^T X of the inputs and H, the Gram matrix of the loss gradients at the outputs, are scaled to a mean
     diagonal of 1, so the four coefficients are numbers without a unit. The defaults are (H + I) (x)
-    (G + 0.01 I), best on validation text. Without product and outputs this is `Refit` with damping = identity / inputs; the product
-    alone is the Kronecker-factored curvature of LLM Surgeon (arXiv 2312.17244) and YAQA (arXiv 2505.22988).
-    Solved for all rows together, as `Refit` solves each. The objective never rises. Raises UserError for
-    statistics that lack a matrix.
+    (G + 0.01 I), best on validation text. Without product and outputs this is `Refit` with damping = identity
+    / inputs; the product alone is the Kronecker-factored curvature of LLM Surgeon (arXiv 2312.17244) and YAQA
+    (arXiv 2505.22988). Solved for all rows together, as `Refit` solves each. The objective never rises.
+    Raises UserError for statistics that lack a matrix.
     """
 
     product: float = 1.0
