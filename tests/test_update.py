@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symprune import NM, RIA, DSnoT, Magnitude, Recipe, Unstructured, UserError, Wanda, prune
+from symprune.base import paths
 from symprune.cli import main
 from symprune.cli.parser import build_parser
 from symprune.methods.refine.exact_swap import ExactSwap
@@ -505,3 +507,13 @@ def test_the_command_line_refits_streams_with_gradients_from_a_file_and_says_wha
     )
     assert code == 2
     assert "reads gram, which" in said
+
+
+def test_the_page_on_updates_shows_what_was_measured():
+    sys.path.insert(0, str(paths.ROOT / "benchmarks"))
+    import updates
+
+    page = (paths.ROOT / "docs/updates.md").read_text()
+    for file in sorted((paths.ROOT / "results/updates").glob("*.jsonl")):
+        assert updates.tables(file) in page, file
+    assert all(name in page for name in (*UPDATES, *CHOICES))

@@ -24,8 +24,8 @@ class SameCode:
     """What this code may reuse of a folder of records: what it measured itself, or would measure again.
 
     A cell is of several kinds: its measurement, its model, and the score, pattern, refinement and update of
-    each recipe. Of every kind that other code has on record one cell is measured again; a kind is trusted where
-    the numbers are equal. What was found is kept beside the records, for every process with this code.
+    each recipe. Of every kind that other code has on record one cell is measured again; a kind is trusted
+    where the numbers are equal. What was found is kept beside the records, for every process with this code.
     """
 
     def __init__(self, records: Path):
