@@ -55,6 +55,46 @@ def common() -> argparse.ArgumentParser:
     return options
 
 
+def recipe() -> argparse.ArgumentParser:
+    """What is removed, and what happens to what stays."""
+    options = _options()
+    options.add_argument(
+        "--score",
+        default=Default("ria"),
+        help="a score, with hyperparameters if wanted: wanda, 'ria(alpha=1.0)'; or sparsegpt, which chooses"
+        " the mask itself (default: %(default)s)",
+    )
+    options.add_argument(
+        "--pattern",
+        default=Default("unstructured"),
+        help="unstructured (see --sparsity, --group), 0.6, '0.6 per layer', or n:m to keep n of every m: 2:4"
+        " (default: %(default)s)",
+    )
+    options.add_argument(
+        "--sparsity",
+        type=float,
+        default=Default(0.5),
+        help="fraction removed, for unstructured (default: %(default)s)",
+    )
+    options.add_argument(
+        "--group",
+        default=Default("output"),
+        help="output: rows compete on their own; layer: the whole matrix (default: %(default)s)",
+    )
+    options.add_argument(
+        "--refine",
+        default=Default("none"),
+        help="a refinement of the mask, listed below (default: %(default)s)",
+    )
+    options.add_argument(
+        "--update",
+        default=Default("none"),
+        help="what happens to the weights that stay: refit, symmetric_refit, sequential (default:"
+        " %(default)s)",
+    )
+    return options
+
+
 def layers_path() -> argparse.ArgumentParser:
     """Where a model's decoder layers are."""
     options = _options()

@@ -53,45 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command(
         "pruning.run_prune",
-        *(text, path, draw, precision),
+        *(text, path, draw, precision, options.recipe()),
         help="prune a model and save it, or its masks",
         description="Prune every linear inside the decoder layers; save the model with its masks and its"
         " record, or the masks alone.",
         example="prune embedded --score 'ria(alpha=1.0)' --sparsity 0.6 --out pruned/",
-    )
-    p.add_argument(
-        "--score",
-        default=Default("ria"),
-        help="a score, with hyperparameters if wanted: wanda, 'ria(alpha=1.0)'; or sparsegpt, which chooses"
-        " the mask itself (default: %(default)s)",
-    )
-    p.add_argument(
-        "--pattern",
-        default=Default("unstructured"),
-        help="unstructured (see --sparsity, --group), 0.6, '0.6 per layer', or n:m to keep n of every m: 2:4"
-        " (default: %(default)s)",
-    )
-    p.add_argument(
-        "--sparsity",
-        type=float,
-        default=Default(0.5),
-        help="fraction removed, for unstructured (default: %(default)s)",
-    )
-    p.add_argument(
-        "--group",
-        default=Default("output"),
-        help="output: rows compete on their own; layer: the whole matrix (default: %(default)s)",
-    )
-    p.add_argument(
-        "--refine",
-        default=Default("none"),
-        help="a refinement of the mask, listed below (default: %(default)s)",
-    )
-    p.add_argument(
-        "--update",
-        default=Default("none"),
-        help="what happens to the weights that stay: refit, symmetric_refit, sequential (default:"
-        " %(default)s)",
     )
     p.add_argument(
         "--propagate",
