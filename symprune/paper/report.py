@@ -19,7 +19,7 @@ from symprune.paper.style import words_of
 from symprune.paper.tables import saved_by
 from symprune.paper.verdicts import load_verdicts
 
-_TITLES = {
+TITLES = {
     "paper": "The paper's claims",
     "reviewers": "What its public reviewers asked",
     "ours": "Beyond the paper",
@@ -57,7 +57,7 @@ def write_report(profile: str) -> Path:
         models=", ".join(_MODELS.get(name, name) for name in models) or "no model yet",
         sections=[
             {"id": by, "title": title, "claims": [_claim(c, notebooks) for c in claims if c.by == by]}
-            for by, title in _TITLES.items()
+            for by, title in TITLES.items()
         ],
         counts=_counts([claim for claim in claims if claim.by == "paper"]),
         n_verdicts=len(verdicts),

@@ -17,6 +17,7 @@ from symprune.base.files import write_whole
 from symprune.base.records import Record, Store, read_lines, write_lines
 from symprune.measure import executors
 from symprune.measure.executors import Ray, Shard
+from symprune.paper.findings import write_findings
 from symprune.paper.notebooks import execute, parameters_of, resolve_notebooks
 from symprune.paper.profiles import ALL, NO_SETTINGS, load_profile
 from symprune.paper.report import write_report
@@ -58,6 +59,7 @@ def reproduce(
         print(compare_with_published(records, profile))
     published = paths.results(profile) / "records.jsonl"
     write_lines(published, (read_lines(published) | records).values())
+    write_findings(profile)
     return write_report(profile)
 
 
