@@ -159,12 +159,14 @@ asked = error[error["refine"].isin(["dsnot", "r2dsnot"]) & (error["cycles"] > 0)
 verdicts = [
     Verdict(
         f"{row.refine}_lowers_the_squared_error",
-        f"{row.model}, from {row.method}, {row.cycles} cycles",
+        f"from {row.method}, {row.cycles} cycles",
         f"{row.refine} lowers the expected squared error",
         "reproduced" if row.error < 0 else "not reproduced",
         effect=row.error,
         unit="expected squared error",
         over="all linears",
+        model=row.model,
+        side="lower",
     )
     for row in asked.itertuples()
 ]

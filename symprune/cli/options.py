@@ -2,8 +2,29 @@
 
 import argparse
 import re
+import sys
 
 from symprune.cli.given import Default
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for bad words, and help that may name what the package holds."""
+
+    def error(self, message: str):
+        print(f"symprune: error: {' '.join(message.split())} (see `{self.prog} --help`)", file=sys.stderr)
+        raise SystemExit(2)
+
+    def format_help(self) -> str:
+        """With the refinements, a line each, where one may be asked for: late, for they come with torch."""
+        text = super().format_help()
+        if "--refine" in self._option_string_actions:
+            from symprune.methods.refine import REFINERS
+
+            text += "\nrefinements, with hyperparameters if wanted:\n"
+            text += "".join(
+                f"  {name:<12} {str(of.__doc__).splitlines()[0]}\n" for name, of in REFINERS.items()
+            )
+        return text
 
 
 def shard(text: str) -> tuple[int, int]:

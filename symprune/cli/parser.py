@@ -3,32 +3,15 @@ verify-report, verify-records, render, doctor.
 """
 
 import argparse
-import sys
 
 import symprune
 from symprune.cli import options
 from symprune.cli.given import Default
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        print(f"symprune: error: {' '.join(message.split())} (see `{self.prog} --help`)", file=sys.stderr)
-        raise SystemExit(2)
-
-    def format_help(self) -> str:
-        """With the refinements, a line each, where one may be asked for: late, for they come with torch."""
-        text = super().format_help()
-        if "--refine" in self._option_string_actions:
-            from symprune.methods.refine import REFINERS
-
-            text += "\nrefinements, with hyperparameters if wanted:\n"
-            text += "".join(f"  {name:<12} {of.__doc__.splitlines()[0]}\n" for name, of in REFINERS.items())
-        return text
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Every command with its options; `run` of what is parsed names the file and function that serve it."""
-    parser = _Parser(
+    parser = options.Parser(
         prog="symprune",
         description="Prune language models after training, and reproduce 'Symmetric Pruning of Large Language"
         " Models'.",
