@@ -1,31 +1,54 @@
 """What the README says is what the last run made, and what it names exists."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
+from symprune.paper.claims import NOT_RUN, claims_of
+from symprune.paper.findings import claims_table, findings
+from symprune.paper.verdicts import load_verdicts
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_tables_are_those_of_the_last_run():
-    blocks = re.findall(r"<!-- (table_\w+) -->\n(.*?)<!-- end -->", README, flags=re.S)
-    assert blocks
-    for name, shown in blocks:
-        assert shown.strip() == (ROOT / "figures" / "cpu_full" / f"{name}.md").read_text().strip(), name
+FINDINGS = (ROOT / "docs" / "findings.md").read_text()
+MADE = {
+    "README.md": ("table_claims", README, ROOT / "figures" / "cpu" / "table_claims.md"),
+    "docs/findings.md": ("findings", FINDINGS, ROOT / "results" / "cpu" / "findings.md"),
+}
 
 
-def test_draws_agree_where_a_published_comparison_is_decided():
-    published = [
-        v
-        for file in (ROOT / "results/cpu_full/verdicts").glob("*.json")
-        for v in json.loads(file.read_text())
-    ]
-    decided = [v for v in published if v["draws"] and (v["low"] > 0 or v["high"] < 0)]
-    assert decided
-    assert all((draw > 0) == (v["effect"] > 0) for v in decided for draw in v["draws"])
+@pytest.mark.parametrize("page", MADE)
+def test_what_was_found_is_what_the_last_run_found(page):
+    name, text, made = MADE[page]
+    blocks = re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", text, flags=re.S)
+    assert [block for block, _ in blocks] == [name]
+    assert blocks[0][1].strip() == made.read_text().strip()
+
+
+def test_findings_are_made_from_verdicts():
+    claims = claims_of("cpu")
+    assert findings(claims) == MADE["docs/findings.md"][2].read_text()
+    assert claims_table(claims) == MADE["README.md"][2].read_text()
+    verdicts = load_verdicts("cpu")
+    known = set(verdicts["notebook"] + "/" + verdicts["id"] + "/" + verdicts["of"])
+    for claim in claims:
+        assert set(claim.verdicts) <= known
+        assert bool(claim.verdicts) == (claim.mark != NOT_RUN)
+
+
+@pytest.mark.parametrize("page", MADE)
+def test_no_sentence_of_ours_tells_a_number_that_no_verdict_holds(page):
+    """Percentages outside the blocks that are made from verdicts: none is typed by hand."""
+    prose = re.sub(r"<!-- \w+ -->.*?<!-- end -->|```.*?```", "", MADE[page][1], flags=re.S)
+    assert set(re.findall(r"[\d.]+ ?%", prose)) <= {"95 %", "80 %"}  # of intervals, and of power
+
+
+def test_the_readme_is_read_in_a_minute():
+    assert len(re.sub(r"<!-- \w+ -->.*?<!-- end -->", "", README, flags=re.S).split()) <= 700
+    assert README.count("![") == 1
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))

@@ -14,7 +14,7 @@ from symprune.paper.claims import MARKS, ClaimFound, asked, cases_of, claims_of
 from symprune.paper.style import Picture, save_figure
 from symprune.paper.verdicts import Verdict, load_verdicts, save_verdicts
 
-PUBLISHED = ("cpu", "cpu_full", "cpu_wikitext")
+PUBLISHED = ("cpu",)
 
 LESS = ClaimFound(
     id="a_below_b",
