@@ -348,7 +348,7 @@ def test_a_run_that_ended_anywhere_continues_to_the_same_weights(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("family", "recipe"), zip(["llama", "gpt2", "mixtral", "llama"], RECIPES, strict=True), ids=str
+    ("family", "recipe"), list(zip(["llama", "gpt2", "mixtral", "llama"], RECIPES, strict=True)), ids=str
 )
 def test_streamed_it_has_the_bits_of_the_run_in_memory(tmp_path, recipe, family):
     tiny.model(family).save_pretrained(tmp_path / "dense", max_shard_size="20kB")
