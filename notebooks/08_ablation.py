@@ -117,8 +117,8 @@ save_table(
 # ## The choice
 #
 # The defaults of `R2DSnoT` were chosen on these validation articles, with three draws of calibration text:
-# relative importance in pruning alone, alpha = 1, no gammas, `keep_sign` off. The table shows whether it holds
-# here.
+# relative importance in pruning alone, alpha = 1, no gammas, `keep_sign` off. The table shows whether it
+# holds here.
 
 # %% [markdown]
 # ## The regularisation, over decades

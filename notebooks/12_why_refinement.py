@@ -156,9 +156,10 @@ error = (
     error.groupby(["model", "method", "refine", "cycles"], sort=False)["error"].mean().sub(1).reset_index()
 )
 asked = error[error["refine"].isin(["dsnot", "r2dsnot"]) & (error["cycles"] > 0)]
+ids = {"dsnot": "dsnot_lowers_the_squared_error", "r2dsnot": "r2dsnot_lowers_the_squared_error"}
 verdicts = [
     Verdict(
-        f"{row.refine}_lowers_the_squared_error",
+        ids[row.refine],
         f"from {row.method}, {row.cycles} cycles",
         f"{row.refine} lowers the expected squared error",
         "reproduced" if row.error < 0 else "not reproduced",

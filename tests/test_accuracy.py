@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from symprune.paper.accuracy import accuracies, accuracy_table
-from symprune.paper.figures import accuracy_bars
 
 
 def row(method: str, task: str, correct: str, refine: str = "none", seed: int = 0) -> dict:
@@ -48,26 +47,3 @@ def test_the_table_has_a_column_per_task_and_their_plain_mean():
     assert table.loc[("m", "ria", "none"), "mean"] == f"37.5 ± {100 * math.hypot(*errors) / 2:.1f}"
     assert accuracy_table(ROWS[ROWS["task"] == "one"]).columns.tolist() == ["one"]
     assert accuracy_table(pd.DataFrame([row("ria", "one", "1")])).iloc[0, 0] == "100.0"
-
-
-def test_bars_are_as_high_as_the_accuracies_and_begin_at_zero():
-    rows = pd.concat(
-        [ROWS, pd.DataFrame([row("ria", task, "1" * n, "dsnot") for task, n in [("one", 4), ("two", 2)]])]
-    )
-    fig = accuracy_bars(rows)
-    panels = [ax for ax in fig.axes if ax.get_visible()]
-    assert [ax.get_title() for ax in panels] == ["one", "two"]
-    assert [[bar.get_height() for bar in ax.patches] for ax in panels] == [[0.5, 1], [0.25, 1]]
-    assert all(ax.get_ylim()[0] == 0 for ax in panels)
-    assert [line.get_ydata()[0] for ax in panels for line in ax.lines if line.get_label() == "dense"] == [
-        0.75,
-        1,
-    ]
-
-
-def test_no_panel_cuts_a_bar_that_is_taller_than_those_before_it():
-    rows = pd.DataFrame(
-        [row("ria", "one", "1000"), row("ria", "two", "1110"), row("dense", "two", "1111", "dense")]
-    )
-    panels = [ax for ax in accuracy_bars(rows).axes if ax.get_visible()]
-    assert all(ax.get_ylim()[1] > 1 for ax in panels)  # the dense line of the second task, in both

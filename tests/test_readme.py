@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 
 FINDINGS = (ROOT / "docs" / "findings.md").read_text()
 MADE = {
-    "README.md": ("table_claims", README, ROOT / "figures" / "cpu" / "table_claims.md"),
+    "README.md": ("claims", README, ROOT / "results" / "cpu" / "claims.md"),
     "docs/findings.md": ("findings", FINDINGS, ROOT / "results" / "cpu" / "findings.md"),
 }
 

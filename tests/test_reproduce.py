@@ -307,6 +307,8 @@ def test_a_notebook_runs_under_a_profile_with_a_real_kernel_and_ends_in_a_report
     assert read.metadata.keys() == {"kernelspec", "language_info"}
     assert sorted(path.name for path in (project / "results/full").iterdir()) == [
         "00_first.ipynb",
+        "claims.md",
+        "findings.md",
         "records.jsonl",
         "report.html",
         "stamps",

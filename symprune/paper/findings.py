@@ -20,9 +20,9 @@ SHOWN_FIRST = (  # in the README
 
 
 def write_findings(profile: str) -> None:
-    """Write a profile's table_claims.md beside its other tables, and results/<profile>/findings.md."""
+    """Write claims.md, a table of few, and findings.md, a sentence for each, into results/<profile>."""
     claims = claims_of(profile)
-    write_whole(paths.figures(profile) / "table_claims.md", claims_table(claims))
+    write_whole(paths.results(profile) / "claims.md", claims_table(claims))
     write_whole(paths.results(profile) / "findings.md", findings(claims))
 
 

@@ -155,8 +155,8 @@ def _drawn(profile: str, names: Sequence[str], report: bool) -> dict[str, str | 
     files = [file for name in names for file in saved_by(profile, name)]
     files += [file for name in names for file in (paths.results(profile) / "verdicts").glob(f"{name}.json")]
     if report:
-        files += [*paths.results(profile).glob("report.html"), *paths.results(profile).glob("findings.md")]
-        files += paths.figures(profile).glob("table_claims.md")
+        made = (paths.results(profile) / name for name in ("report.html", "claims.md", "findings.md"))
+        files += [file for file in made if file.exists()]
     return {
         file.name: file if file.suffix in _COMPARED else file.read_text(encoding="utf-8") for file in files
     }
