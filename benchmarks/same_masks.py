@@ -35,8 +35,8 @@ from symprune.base.files import short_sha256
 from symprune.models import load_model, load_tokenizer
 from symprune.text import calibration_windows, evaluation_windows
 tokenizer = load_tokenizer("embedded")
-windows = calibration_windows("embedded", tokenizer, 4, 512, seed=0)
-evaluation = evaluation_windows("embedded", tokenizer, 512, 4)
+windows = calibration_windows("embedded", tokenizer, 5, 128, seed=0)
+evaluation = evaluation_windows("embedded", tokenizer, 128, 12)
 for dtype in sys.argv[2:]:
     model = load_model("embedded")
     start = time.process_time()
