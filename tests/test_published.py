@@ -10,6 +10,7 @@ from symprune.base import paths
 from symprune.base.records import read_lines
 from symprune.measure import Accuracy, Experiment, MaskOverlap, Protocol, ScoreTime, WindowLosses
 from symprune.measure.experiment import Cell
+from symprune.measure.refinement_terms import RefinementTerms
 from symprune.methods.recipe import build
 from symprune.methods.scores import SCORES
 from symprune.paper.profiles import load_profile
@@ -49,6 +50,7 @@ def cell_of(run: dict) -> tuple[Protocol, Cell]:
         if "reference" in run:
             settings["propagate"] = "dense"
         seeds = (calibration.get("seed", 0),)
+        settings["calibration_dtype"] = run.get("calibration_dtype")
         return Protocol("test", (run["model"]["name"],), dtype=run["model"]["dtype"], seeds=seeds, **settings)
 
     protocol, subject, measurement = under(run.get("calibration")), None, WindowLosses()
@@ -66,6 +68,9 @@ def cell_of(run: dict) -> tuple[Protocol, Cell]:
         reference = run["reference"]
         subject = subject, Recipe.from_dict(reference["recipe"])
         measurement = MaskOverlap(against=under(reference["calibration"] or run["calibration"]))
+    elif "terms" in run:
+        measurement = RefinementTerms(run["terms"]["cycles"], run["terms"]["n_layers"])
+        subject = tuple(Recipe.from_dict(recipe) for recipe in run["terms"]["recipes"])
     elif "zero_shot" in run:
         measurement = Accuracy(run["zero_shot"]["task"], run["zero_shot"]["limit"])
     return protocol, Cell(run["model"]["name"], protocol.seeds[0], subject, measurement)

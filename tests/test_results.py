@@ -247,7 +247,7 @@ def test_published_records_are_read_and_written_with_checksums(tmp_path):
     records.write_lines(tmp_path / "again.jsonl", published.values())
     assert records.read_lines(tmp_path / "again.jsonl") == published
     text = (tmp_path / "again.jsonl").read_text()
-    (tmp_path / "again.jsonl").write_text(text.replace('"perplexity": 2', '"perplexity": 1', 1))
+    (tmp_path / "again.jsonl").write_text(text.replace('"perplexity":2', '"perplexity":1', 1))
     with pytest.raises(ValueError, match="checksum"):
         records.read_lines(tmp_path / "again.jsonl")
 

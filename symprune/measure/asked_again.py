@@ -6,6 +6,7 @@ from symprune.base.records import Record
 from symprune.measure.experiment import Cell, Experiment
 from symprune.measure.protocol import Protocol
 from symprune.measure.questions import Accuracy, MaskOverlap, WindowLosses
+from symprune.measure.refinement_terms import RefinementTerms
 from symprune.measure.same_code import first_difference, kinds, repeatable, sample
 from symprune.methods.recipe import Recipe
 
@@ -30,6 +31,9 @@ def cell_of(
         reference = {"model": run["model"], **run["reference"]}
         measurement = MaskOverlap(replace(_protocol(protocol, reference), seeds=(_seed(reference),)))
         subject = (subject, _recipe(reference))
+    elif "terms" in run:
+        measurement = RefinementTerms(tuple(run["terms"]["cycles"]), run["terms"]["n_layers"])
+        subject = tuple(Recipe.from_dict(plain) for plain in run["terms"]["recipes"])
     known = {} if known is None else known
     experiment = known.setdefault(protocol, Experiment(protocol))
     cell = Cell(run["model"]["name"], seed, subject, measurement)
@@ -61,7 +65,7 @@ def verify_records(protocol: Protocol, records: list[Record]) -> tuple[int, list
 
 
 def _recipe(run: dict) -> Recipe | None:
-    return Recipe.from_dict(run["recipe"]) if run["recipe"] else None
+    return Recipe.from_dict(run["recipe"]) if run.get("recipe") else None
 
 
 def _seed(run: dict) -> int:
