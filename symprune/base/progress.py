@@ -73,8 +73,9 @@ def following(title: str, show: bool) -> Iterator[Path]:
         finished = threading.Event()
 
         def follow() -> None:
-            seen = 0
-            while not finished.wait(0.5):
+            seen, ended = 0, False
+            while not ended:
+                ended = finished.wait(0.5)  # and once more after the end: the last lines are told too
                 lines = file.read_text().split("\n")[:-1]  # the last may not be written to its end yet
                 for report in map(json.loads, lines[seen:]):
                     if "line" in report:
