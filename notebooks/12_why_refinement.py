@@ -117,6 +117,7 @@ save_figure(
         label="swaps a row may make",
         values={"mean term": "first term", "spread term": "second term"},
         hue="refine",
+        scale="symlog",
     ),
     profile,
     "12_terms",

@@ -172,7 +172,7 @@ def calibration_dtype() -> argparse.ArgumentParser:
         "--calibration-dtype",
         metavar="DTYPE",
         help="what calibration and scores are computed in: float64 gives the same masks on every processor,"
-        " in about 1.5 times the time on a CPU (default: the model's dtype; the same masks on one machine)",
+        " in about twice the time on a CPU (default: the model's dtype; the same masks on one machine)",
     )
     return options
 

@@ -19,7 +19,7 @@ _CALIBRATION_DTYPE: ContextVar[str | None] = ContextVar("calibration_dtype", def
 def calibrating_in(calibration_dtype: str | None) -> Iterator[None]:
     """Inside, calibration's forwards, statistics, scores and refinements are computed in this type.
 
-    "float64": a mask is the same on every processor, for about 1.5 times the time on a CPU. "float32", or
+    "float64": a mask is the same on every processor, for about twice the time on a CPU. "float32", or
     None: what the model itself computes in, where another processor's last bits may remove other weights.
     Weights keep their type, to the bit. Raises UserError for another name.
     """

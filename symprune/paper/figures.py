@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.transforms import ScaledTranslation
 
 from symprune.paper.accuracy import accuracies, chance_of
 from symprune.paper.compare import paired_accuracy
@@ -44,10 +45,10 @@ def sweep_curves(
         )
         for model, row in zip(models, axes, strict=True):
             rows = frame if model is None else frame[frame["model"] == model]
-            decades = scale == "log" and rows[x].nunique() > 1  # a single point spans no decade
+            several = rows[x].nunique() > 1  # a single point spans no decade
             for (value, name), ax in zip(values.items(), row, strict=True):
                 ax.set(xlabel=label, ylabel=name, title=model if len(models) > 1 else "")
-                ax.set_xscale("log" if decades else "linear")
+                ax.set_xscale(scale if several else "linear")
                 _sweep(ax, rows, x, value, hue)
                 if chance and value in chance:
                     ax.axhline(chance[value], color="#606060", linewidth=1, linestyle="-.", label="chance")
@@ -76,9 +77,11 @@ def _sweep(ax: Axes, frame: pd.DataFrame, x: str, value: str, hue: str) -> None:
     swept, level = frame[frame[x].notna()], frame[frame[x].isna()]
     positions = sorted(swept[x].unique())
     styles = _hue_styles(hue, list(swept[hue].unique()))
-    for name, rows in summarise(swept, value, by=[hue, x]).groupby(hue, sort=False):
+    middle = (len(styles) - 1) / 2
+    for place, (name, rows) in enumerate(summarise(swept, value, by=[hue, x]).groupby(hue, sort=False)):
         rows = rows.sort_values(x)
-        ax.errorbar(
+        aside = ScaledTranslation((place - middle) * 3 / 72, 0, ax.figure.dpi_scale_trans)  # 3 points each
+        drawn = ax.errorbar(
             rows[x],
             rows["mean"],
             yerr=rows["std"].fillna(0),
@@ -87,6 +90,8 @@ def _sweep(ax: Axes, frame: pd.DataFrame, x: str, value: str, hue: str) -> None:
             label=_hue_label(hue, name),
             **styles[name],
         )
+        for artist in drawn.get_children():  # equal curves do not hide each other
+            artist.set_transform(ax.transData + aside)
     for (method, name), rows in level.groupby(
         ["method", hue] if hue != "method" else ["method", "method"], sort=False, dropna=False
     ):
@@ -102,7 +107,7 @@ def _sweep(ax: Axes, frame: pd.DataFrame, x: str, value: str, hue: str) -> None:
 
 def _hue_styles(hue: str, names: list) -> dict:
     """A style for each curve: its method's own, or a grey where it is no method."""
-    if hue == "method":
+    if hue == "method" or all(name in METHODS for name in names):
         return {name: method_style(name) for name in names}
     greys = [{"color": colour, "marker": marker} for colour, marker in GREYS]
     return {name: greys[place % len(greys)] for place, name in enumerate(names)}

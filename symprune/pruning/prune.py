@@ -70,7 +70,7 @@ def prune(
     Calibration, scores and refinements are computed in the weights' dtype (scores at least in float32), where
     a last bit may decide: the same machine gives the same masks again, another processor gives other ones in
     a few weights of a million, and after propagation a perplexity that is off by some percent. Inside
-    `calibrating_in("float64")` masks are the same everywhere, for about 1.5 times the time on a CPU.
+    `calibrating_in("float64")` masks are the same everywhere, for about twice the time on a CPU.
 
     Raises UserError, before anything is changed, for a model that is not causal, a width the pattern cannot
     take, a broken weight, missing statistics, or a work folder of another run.
