@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 PROFILE ?= cpu
 WORKERS ?= 2
+# Two processes of one thread are faster than one of two; a GPU is best left to one.
+PROCESSES ?= $(if $(filter gpu%,$(PROFILE)),1,$(WORKERS))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -15,7 +17,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 .PHONY: reproduce test lint unit notebooks render lab gpu-check rehearse lock clean
 
 reproduce: $(READY)
-	$(BIN)/symprune reproduce --profile $(PROFILE)
+	$(BIN)/symprune reproduce --profile $(PROFILE) --processes $(PROCESSES)
 
 test: lint unit notebooks
 

@@ -224,6 +224,42 @@ def test_two_shards_measure_everything_once_and_leave_the_drawing_to_a_plain_run
     assert tables["table_02_toy"]["record"].tolist() == alone["record"].tolist()
 
 
+def test_processes_share_what_is_measured_and_one_draws(project, tmp_path):
+    here, file = tmp_path / "here", project / "notebooks/02_toy.py"
+    together = f"""
+import os, time
+with open({str(here)!r}, "a") as f:
+    f.write(str(os.getpid()) + chr(10))
+end = time.monotonic() + 120
+while len(open({str(here)!r}).read().split()) < 2 and time.monotonic() < end:
+    time.sleep(0.05)
+
+put = records.Store.put"""
+    log = 'file.write(str(os.getpid()) + " " + record.key + chr(10))'
+    file.write_text(
+        file.read_text()
+        .replace("\nput = records.Store.put", together)
+        .replace("file.write(record.key + chr(10))", log + "; time.sleep(0.2)")
+    )
+    command_line = ("reproduce", "--profile", "smoke", "--processes", "2")
+    out, err = (running := command(*command_line, root=project)).communicate(timeout=300)
+    assert running.returncode == 0, err
+    whose = [line.split() for line in (tmp_path / "measured").read_text().splitlines()]
+    assert len({key for _, key in whose}) == len(whose) == 8
+    assert {pid for pid, _ in whose} == set(here.read_text().split())
+    assert len({pid for pid, _ in whose}) == 2
+    assert "8 results measured" in out
+    assert {file.stem for file in (project / "figures/smoke").glob("table_*.csv")} == {
+        "table_02_toy",
+        "table_02_more",
+    }
+    # again: nothing to do, no process is started for it
+    out, err = (running := command(*command_line, root=project)).communicate(timeout=300)
+    assert running.returncode == 0, err
+    assert len(here.read_text().split()) == 2
+    assert "nothing to do again" in err
+
+
 def test_a_shard_that_fails_says_where_and_its_notebook_is_kept(project, capsys):
     file = project / "notebooks/02_toy.py"
     file.write_text(file.read_text().split("# %%\nfrom")[0] + "# %%\nraise ArithmeticError('no')\n")
@@ -274,6 +310,7 @@ def test_reproduce_is_told_who_measures(words, expected, monkeypatch, capsys):
         (["--executor", "shard(i=1,n=2)"], "unknown executor 'shard'"),
         (["--executor", "ray", "--shard", "1/2"], "--executor would be ignored: --shard only measures"),
         (["--again", "--shard", "1/2"], "--again would be ignored: --shard only measures"),
+        (["--executor", "ray", "--processes", "2"], "--processes would be ignored: the executor measures"),
         (["--shard", "3/2"], "must be i/n with 1 <= i <= n"),
     ],
 )

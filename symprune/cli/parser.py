@@ -226,6 +226,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the Ray cluster, with --executor (default: $RAY_ADDRESS, else one is started here)",
     )
     p.add_argument(
+        "--processes",
+        type=options.at_least_one,
+        metavar="N",
+        help="processes that share what is to be measured, and the cores (default: 1)",
+    )
+    p.add_argument(
         "--shard",
         type=options.shard,
         metavar="I/N",

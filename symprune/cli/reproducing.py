@@ -19,7 +19,7 @@ from symprune.paper.profiles import load_profile
 def run_reproduce(args: argparse.Namespace) -> Answer:
     """Execute the notebooks under a profile, or only measure a shard of what they ask."""
     if args.shard:
-        refuse(args, "--shard only measures, in this process", "executor", "address", "again")
+        refuse(args, "--shard only measures, in this process", "executor", "address", "again", "processes")
         records = reproduce.measure_shard(
             args.notebooks,
             args.profile,
@@ -32,6 +32,8 @@ def run_reproduce(args: argparse.Namespace) -> Answer:
         )
     if args.executor is None:
         refuse(args, "give --executor ray with it", "address")
+    else:
+        refuse(args, "the executor measures", "processes")
     executor = args.executor and parse_method("executor", args.executor, {"ray": executors.Ray})
     if args.address is not None:
         executor = replace(executor, address=args.address)
@@ -42,6 +44,7 @@ def run_reproduce(args: argparse.Namespace) -> Answer:
         again=args.again,
         executor=executor,
         settings=dict(args.settings),
+        processes=args.processes or 1,
     )
     return Answer({"report": str(report)}, f"report: {report}")
 

@@ -2,11 +2,15 @@
 report.
 """
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from symprune.base.records import Record, Store, read_lines, write_lines
 from symprune.measure import executors
 from symprune.measure.executors import Ray, Shard
 from symprune.paper.findings import write_findings
-from symprune.paper.notebooks import execute, parameters_of, resolve_notebooks
+from symprune.paper.notebooks import environment, execute, parameters_of, resolve_notebooks
 from symprune.paper.profiles import ALL, NO_SETTINGS, load_profile
 from symprune.paper.report import write_report
 
@@ -30,6 +34,7 @@ def reproduce(
     again: bool = False,
     executor: Ray | None = None,
     settings: Mapping[str, Any] = NO_SETTINGS,
+    processes: int = 1,
 ) -> Path:
     """Execute notebooks with papermill under a profile, into results/<profile>/; returns the path of the HTML
     report.
@@ -37,19 +42,24 @@ def reproduce(
     A notebook takes from the profile what its parameters cell names. One that fails leaves its last good run
     in place. One that would do again what it did (same source, parameters and library, its records and
     figures still there) is passed over, unless `again`. executor: who measures what their experiments ask
-    (None: their kernels). settings: see `load_profile`.
+    (None: their kernels). processes: more than one share what is to be measured, and the processor's cores.
+    settings: see `load_profile`.
     """
+    asked = profile
     profile, chosen = _chosen(wanted, profile, settings)
     before = {record.key for record in Store(paths.records(profile))}
-    for position, (name, parameters) in enumerate(chosen.items(), start=1):
-        title, stamp = f"[{position}/{len(chosen)}] {name}", Stamp(name, parameters, profile)
-        if not again and stamp.holds():
-            if show:
-                print(f"{title}: nothing to do again", file=sys.stderr)
-            continue
-        executed = execute(name, parameters, profile, title, show, _variables(executor))
-        write_whole(paths.results(profile) / f"{name}.ipynb", executed)
-        stamp.write()
+    stamps = {name: Stamp(name, parameters, profile) for name, parameters in chosen.items()}
+    open_ones = [name for name, stamp in stamps.items() if again or not stamp.holds()]
+    with _helpers(open_ones, asked, settings, processes) as ours:
+        for position, (name, parameters) in enumerate(chosen.items(), start=1):
+            title = f"[{position}/{len(chosen)}] {name}"
+            if name not in open_ones:
+                if show:
+                    print(f"{title}: nothing to do again", file=sys.stderr)
+                continue
+            executed = execute(name, parameters, profile, title, show, _variables(executor or ours))
+            write_whole(paths.results(profile) / f"{name}.ipynb", executed)
+            stamps[name].write()
     records = {record.key: record for record in Store(paths.records(profile))}
     if show:
         print(
@@ -88,6 +98,40 @@ def measure_shard(
             title = f"[{position}/{len(chosen)}] {name}, shard {shard.i}/{shard.n}"
             execute(name, parameters, profile, title, show, _variables(shard) | {"SYMPRUNE_OUTPUT": folder})
     return records
+
+
+@contextlib.contextmanager
+def _helpers(
+    wanted: Sequence[str], profile: str, settings: Mapping[str, Any], processes: int
+) -> Iterator[Shard | None]:
+    """While inside, other processes measure what these notebooks ask; yields the share that is left to this
+    one. What a helper fails at, this process meets as well, and tells.
+    """
+    if processes == 1 or not wanted:
+        yield None
+        return
+    spawn = multiprocessing.get_context("spawn")  # the children of a process with threads
+    shards = [Shard(i, processes) for i in range(1, processes + 1)]
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    with environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
+        helpers = [spawn.Process(target=_help, args=(wanted, profile, s, settings)) for s in shards[1:]]
+        try:
+            for helper in helpers:
+                helper.start()
+            yield shards[0]
+        except BaseException:
+            for helper in helpers:
+                if helper.is_alive():
+                    os.kill(helper.pid, signal.SIGINT)  # ends it as the user would: nothing is left behind
+            raise
+        finally:
+            for helper in helpers:
+                helper.join()
+
+
+def _help(wanted: Sequence[str], profile: str, shard: Shard, settings: Mapping[str, Any]) -> None:
+    with contextlib.suppress(Exception, KeyboardInterrupt):
+        measure_shard(wanted, profile, shard, False, settings)
 
 
 @dataclass(frozen=True)
