@@ -37,8 +37,10 @@ notebooks: $(READY)
 render: $(READY)
 	$(BIN)/symprune render
 
+# A copy to play with, in lab/, which git ignores: Lab rewrites what it saves. What it draws stays there too.
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/python -m symprune.paper.lab
+	SYMPRUNE_OUTPUT=lab $(BIN)/jupyter lab --notebook-dir=lab
 
 # The profiles that need a GPU and the hub, from end to end on tiny models with the published names.
 rehearse: $(READY)

@@ -222,7 +222,7 @@ def test_the_report_shows_itself():
     assert {"swaps", "error_before", "error_after"} <= set(frame.columns)
     assert "<table" in report._repr_html_()
     assert "50.00%" in repr(report)
-    assert report.plot().axes[0].get_ylabel() == "sparsity"
+    assert report.plot().axes[0].get_ylabel() == "loss"
 
 
 # Mixtures of experts.

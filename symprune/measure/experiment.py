@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from symprune.base import paths
-from symprune.base.progress import announce
+from symprune.base.progress import announce, grid
 from symprune.base.records import REPLAY, Record, Store, provenance, run_key
 from symprune.measure import dense_gate, executors
 from symprune.measure.bench import Bench
@@ -64,14 +64,15 @@ class Experiment:
         cells = self._cells(list(place), measurements or (WindowLosses(),))
         self._judge(cells)
         executor = executor or executors.from_environment()
-        if executor and not os.environ.get(REPLAY):
-            executor(self.answer, list(cells), self._state)
-        rows = []
-        for done, cell in enumerate(cells):
-            announce(str(cell), done, len(cells), measured=self._state(cell) != "recorded")
-            # Where an executor left one out, it is measured here, or waited for.
-            rows += [(place[cell.subject], row) for row in cell.measurement.rows(self.answer(cell))]
-        announce("tables and figures", len(cells), len(cells), measured=False)
+        with grid():
+            if executor and not os.environ.get(REPLAY):
+                executor(self.answer, list(cells), self._state)
+            rows = []
+            for done, cell in enumerate(cells):
+                announce(str(cell), done, len(cells), measured=self._state(cell) != "recorded")
+                # Where an executor left one out, it is measured here, or waited for.
+                rows += [(place[cell.subject], row) for row in cell.measurement.rows(self.answer(cell))]
+            announce("tables and figures", len(cells), len(cells), measured=False)
         return pd.DataFrame([row for _, row in sorted(rows, key=lambda placed: placed[0])])
 
     def record(self, model: str, subject: Any = None, seed: int = 0, measurement: Any = None) -> Record:

@@ -10,6 +10,7 @@ Squared, with G = X^T X and H = Y Y^T, g is tr(D G D^T) + tr(D^T H D) of the cha
 with the product of both sides and with damping, which are of one family.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from symprune.base.types import Scores, Weight
+from symprune.methods.stats import LayerStats, at_least_float32
 
 InputSide = Float[Tensor, "tokens d_in"]
 OutputSide = Float[Tensor, "d_out d"]
@@ -35,6 +37,27 @@ def removal_cost(weight: Weight, X: InputSide, Y: OutputSide, squared: bool = Fa
     """g after zeroing the weight (i, j) alone: |W| (x[j] + y[i]), or W^2 (x[j]^2 + y[i]^2) if `squared`."""
     x, y = X.norm(dim=0), Y.norm(dim=1)[:, None]
     return weight.square() * (x.square() + y.square()) if squared else weight.abs() * (x + y)
+
+
+def relative_loss(weight: Weight, pruned: Weight, stats: LayerStats) -> float:
+    """||X (pruned - weight)^T||_F / ||X weight^T||_F over the inputs behind the statistics.
+
+    Exact if they hold the Gram matrix; if not, inputs are taken as uncorrelated, and ||X D^T||_F^2 as the sum
+    of D[i, j]^2 x[j]^2. It is 0 where X weight^T is.
+    """
+    weight, pruned = at_least_float32(weight), at_least_float32(pruned)
+    lost, whole = _squared_outputs(pruned - weight, stats), _squared_outputs(weight, stats)
+    return math.sqrt(max(lost, 0.0) / whole) if whole > 0 else 0.0
+
+
+def _squared_outputs(weight: Weight, stats: LayerStats) -> float:
+    """||X weight^T||_F^2, as `relative_loss` takes it."""
+    if stats.gram is None:
+        return float(
+            weight.square().sum(dim=0).double() @ stats.input_norm.to(weight.device).double().square()
+        )
+    gram = stats.gram.to(weight.device, weight.dtype)
+    return float((weight @ gram).mul_(weight).sum(dtype=torch.float64))
 
 
 @dataclass(frozen=True)

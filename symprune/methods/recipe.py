@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import hashlib
+import html
 import json
 import re
 import textwrap
@@ -66,6 +67,21 @@ class Recipe:
     def uses(self) -> frozenset[str]:
         """The fields of `LayerStats` that the score, the refinement and the update read."""
         return frozenset(use for part in (self.score, self.refine, self.update) if part for use in part.uses)
+
+    def __repr__(self) -> str:
+        parts = [method for part, method in vars(self).items() if method or part != "update"]
+        return f"Recipe({', '.join(map(_shown, parts if self.update or self.refine else parts[:2]))})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (part, _name(method), ", ".join(f"{f.name} = {value}" for f, value in hyperparameters(method)))
+            for part, method in vars(self).items()
+            if method
+        ]
+        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+        return (
+            f"<p><b>{html.escape(self.label)}</b></p><table>{''.join(f'<tr>{r}</tr>' for r in cells)}</table>"
+        )
 
     def to_dict(self) -> dict:
         """Plain data from which `from_dict` makes an equal recipe; of no update it says nothing."""
@@ -187,6 +203,15 @@ def hyperparameters(method: Any) -> list[tuple[dataclasses.Field, Any]]:
     return [
         (f, value) for f, value in found if not ("before" in f.metadata and value == f.metadata["before"])
     ]
+
+
+def _shown(method: Any) -> str:
+    """A part of a recipe as Python: the text that `Recipe` takes, else the object."""
+    if type(method) in PATTERNS.values():
+        label = pattern_label(method)
+        return repr(method) if "e-" in label else repr(label)  # 1e-05 is no pattern's text
+    known = any(type(method) in registry.values() for registry in _REGISTRIES.values())
+    return repr(method_label(method)) if known else repr(method)
 
 
 def _before(cls: type) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What calibration leaves behind of a linear: exact, mergeable statistics of its inputs and outputs."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -37,10 +37,12 @@ class LayerStats:
 
     def to(self, *args, **kwargs) -> "LayerStats":
         """The same statistics with every tensor passed through `Tensor.to` (device, dtype)."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return LayerStats(
-            **{k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        values = vars(self).items()
+        return LayerStats(**{k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in values})
+
+    def __repr__(self) -> str:
+        held = ", ".join(name for name, value in vars(self).items() if isinstance(value, Tensor))
+        return f"LayerStats of {self.n_tokens} tokens in {self.n_samples} samples: {held}"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,10 @@ class MaskFile:
     weights: dict[str, str]
     record: Record | None = None
 
+    def __repr__(self) -> str:
+        recipe = f", {self._recipe.label}" if self._recipe else ""
+        return f"MaskFile of {len(self.masks)} linears{recipe}: {self.sparsity:.2%} of their weights removed"
+
     @property
     def sparsity(self) -> float:
         """The fraction of all weights that the masks remove."""

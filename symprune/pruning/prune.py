@@ -14,6 +14,7 @@ from symprune.base.errors import UserError, unknown
 from symprune.base.progress import track
 from symprune.base.types import Mask, Scores, Weight
 from symprune.methods.masks import zero_removed
+from symprune.methods.objective import relative_loss
 from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
 from symprune.models.causal import require_causal
@@ -200,8 +201,16 @@ def _mask_linear(
         refined=refined,
         n_tokens=stats and stats.n_tokens,
         updated=update and update.summary(),
+        loss=_loss(weight, weight * mask if update is None else update.weight, stats, recipe),
     )
     return mask, update and update.weight, told
+
+
+def _loss(weight: Weight, pruned: Weight, stats: LayerStats | None, recipe: Recipe) -> float | None:
+    """What a linear's outputs lose (None: unknown), exactly if the recipe reads the Gram matrix anyway."""
+    if stats is None or _unreached(stats):
+        return None
+    return relative_loss(weight, pruned, stats if "gram" in recipe.uses else replace(stats, gram=None))
 
 
 def _unreached(stats: LayerStats | None) -> bool:

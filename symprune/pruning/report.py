@@ -16,7 +16,8 @@ class PrunedLinear:
 
     refined: what the refinement did (None: not refined). n_tokens: the calibration tokens that reached the
     linear (None: the recipe uses no statistics). updated: what the update of the kept weights did (None: they
-    are as they were).
+    are as they were). loss: ||X (w_hat - w)^T|| / ||X w^T|| on the calibration inputs that reached it, see
+    `relative_loss` (None: the recipe uses no statistics).
     """
 
     name: str
@@ -26,6 +27,17 @@ class PrunedLinear:
     refined: dict | None = None
     n_tokens: int | None = None
     updated: dict | None = None
+    loss: float | None = None
+
+    @property
+    def depth(self) -> int:
+        """The decoder layer that it is in: the first number in its name (0: there is none)."""
+        return next((int(part) for part in self.name.split(".") if part.isdecimal()), 0)
+
+    @property
+    def kind(self) -> str:
+        """What it is called within its layer: the last part of its name."""
+        return self.name.rsplit(".", 1)[-1]
 
     @property
     def sparsity(self) -> float:
@@ -88,6 +100,7 @@ class PruneReport:
 
         rows = [
             {"linear": x.name, "d_out": x.d_out, "d_in": x.d_in, "kept": x.kept, "sparsity": x.sparsity}
+            | ({} if x.loss is None else {"loss": x.loss})
             for x in self.linears
         ]
         refined = pd.DataFrame([linear.refined or {} for linear in self.linears])
@@ -95,17 +108,29 @@ class PruneReport:
         return pd.concat([pd.DataFrame(rows), refined, updated], axis=1).set_index("linear")
 
     def plot(self):
-        """Sparsity of every linear along the depth of the model (matplotlib figure)."""
+        """The loss of every linear along the depth of the model, and its sparsity where that varies or no
+        loss is known (matplotlib figure).
+        """
         import matplotlib.pyplot as plt
 
-        fig, ax = plt.subplots(figsize=(6, 2.5), layout="constrained")
-        kinds: dict[str, list[float]] = {}
-        for linear in self.linears:
-            kinds.setdefault(linear.name.rsplit(".", 1)[-1], []).append(linear.sparsity)
-        for kind, sparsities in kinds.items():
-            ax.plot(sparsities, marker=".", label=kind)
-        ax.set(xlabel="decoder layer", ylabel="sparsity", ylim=(0, 1), title=self.recipe.label)
-        ax.legend(ncols=4, fontsize="x-small")
+        sparsities = [linear.sparsity for linear in self.linears]
+        shown = ["loss"] if any(linear.loss is not None for linear in self.linears) else []
+        if not shown or max(sparsities) - min(sparsities) > 0.01:
+            shown.append("sparsity")
+        fig, axes = plt.subplots(
+            len(shown), figsize=(6, 2.7 * len(shown)), layout="constrained", squeeze=False, sharex=True
+        )
+        for ax, what in zip(axes[:, 0], shown, strict=True):
+            for kind in dict.fromkeys(linear.kind for linear in self.linears):
+                points = [(x.depth, getattr(x, what)) for x in self.linears if x.kind == kind]
+                line = (
+                    "-" if len({depth for depth, _ in points}) == len(points) else ""
+                )  # experts: many a layer
+                ax.plot(*zip(*points, strict=True), marker=".", linestyle=line, linewidth=1, label=kind)
+            ax.set(ylabel=what, ylim=(0, 1 if what == "sparsity" else None))
+        axes[0, 0].set_title(self.recipe.label, loc="left")
+        axes[0, 0].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
+        axes[-1, 0].set_xlabel("decoder layer" + (f"; loss: {self._loss()}" if "loss" in shown else ""))
         plt.close(fig)  # shown once, as the value of a cell
         return fig
 
@@ -119,14 +144,22 @@ class PruneReport:
         )
 
     def _repr_html_(self) -> str:
-        kinds = self.frame().groupby(lambda name: name.rsplit(".", 1)[-1], sort=False)
-        summary = kinds.agg(
-            linears=("kept", "size"), kept=("kept", "sum"), sparsity=("sparsity", "mean")
-        ).rename_axis("kind")
+        frame = self.frame()
+        columns = {"linears": ("kept", "size"), "kept": ("kept", "sum"), "sparsity": ("sparsity", "mean")}
+        told = ""
+        if "loss" in frame:
+            columns |= {"loss": ("loss", "mean")}
+            told = f"<p>Means over linears; loss: {self._loss()}.</p>"
+        kinds = frame.groupby(lambda name: name.rsplit(".", 1)[-1], sort=False)
+        summary = kinds.agg(**columns).rename_axis("kind")
         return (
             f"<p><b>{self.recipe.label}</b>: {self.sparsity:.2%} of the weights removed, propagate ="
-            f" {self.propagate}{self._dense()}</p>" + (summary.to_html(float_format="{:.4f}".format))
+            f" {self.propagate}{self._dense()}</p>{summary.to_html(float_format='{:.4f}'.format)}{told}"
         )
+
+    def _loss(self) -> str:
+        how = "" if "gram" in self.recipe.uses else ", inputs taken as uncorrelated"
+        return f"||X (w_hat - w)'|| / ||X w'||{how}"
 
     def _counts(self) -> tuple[int, int]:
         """The weights of the linears pruned, and those kept."""

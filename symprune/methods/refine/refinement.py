@@ -21,7 +21,7 @@ class Refinement:
     ||X (w_hat - w)||^2 for ExactSwap.
     """
 
-    mask: Mask
+    mask: Mask = field(repr=False)
     n_rows: int
     cycles: int
     swaps: int

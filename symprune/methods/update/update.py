@@ -1,6 +1,6 @@
 """What an update reports, and what updates do alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ class Update:
     of the updated weight, as a share of what removing every weight would cost.
     """
 
-    weight: Weight
+    weight: Weight = field(repr=False)
     iterations: int
     error_before: float
     error_after: float
