@@ -203,6 +203,38 @@ def test_a_streamed_model_has_its_masks_beside_it_as_one_pruned_in_memory(capsys
     assert masks.record == Record.from_json((tmp_path / "streamed/symprune.json").read_text())
 
 
+def test_linears_are_left_dense_and_have_sparsities_of_their_own_by_name(capsys, tmp_path, small):
+    options = [
+        "--dense",
+        "layers.0.*",
+        "--sparsity",
+        "mlp.*=0.7",
+        "--sparsity",
+        "0.4",
+        "--sparsity",
+        "q_proj=2:4",
+    ]
+    for name, stream in {"streamed": ["--stream"], "in_memory": []}.items():
+        code, out, err = call(capsys, *small, "--out", tmp_path / name, *options, *stream)
+        assert (code, err if not stream else "") == (0, "")
+        assert re.search(r"left dense: 7 \(by the recipe\), so \d\d\.\d\d% of all matrices", out), out
+        assert call(capsys, "verify", tmp_path / name)[0] == 0
+        record = json.loads((tmp_path / name / "symprune.json").read_text())
+        sparsities = {".".join(n.split(".")[2:]): x for n, x in record["metrics"]["linears"].items()}
+        assert not any(name.startswith("0.") for name in sparsities)
+        assert sparsities["1.mlp.down_proj"] == pytest.approx(28 / 40)
+        assert sparsities["1.self_attn.q_proj"] == 0.5
+        assert sparsities["1.self_attn.k_proj"] == pytest.approx(6 / 16)  # floor(0.4 * 16)
+    weights = [load_model(str(tmp_path / name)).state_dict() for name in ("streamed", "in_memory")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    dense = str(small[1])
+    code, out, _ = call(
+        capsys, "apply", dense, tmp_path / "in_memory", "--out", tmp_path / "applied", "--json"
+    )
+    assert (code, json.loads(out)["other_weights"]) == (0, [])
+    assert call(capsys, "diff", tmp_path / "applied", tmp_path / "streamed")[0] == 0
+
+
 def test_the_same_command_writes_the_same_weights(capsys, tmp_path, small):
     for name in ("a", "b"):
         assert call(capsys, *small, "--out", tmp_path / name, "--score", "stochria")[0] == 0
@@ -304,6 +336,13 @@ def test_help_lists_the_commands(capsys):
         (["--sparsity", "-0.1"], ["[0, 1)"]),
         (["--sparsity", "nan"], ["[0, 1)"]),
         (["--sparsity", "half"], ["--sparsity", "half"]),
+        (["--sparsity", "=0.7"], ["--sparsity", "'=0.7'", "'mlp.*=0.7'"]),
+        (["--sparsity", "mpl.*=0.7"], ["'mpl.*' fits no linear", "mlp.*"]),
+        (["--sparsity", "mlp.*=much"], ["unknown pattern 'much'"]),
+        (["--dense", "layers.9.*"], ["'layers.9.*' fits no linear", "layers.0.*"]),
+        (["--dense", "*"], ["every linear", "dense"]),
+        (["--dense", "mlp.*", "--sparsity", "mlp.up_proj=0.7"], ["'mlp.up_proj' decides of no linear"]),
+        (["--pattern", "2:4", "--sparsity", "0.7", "--dense", "mlp.*"], ["--sparsity would be ignored"]),
         (["--group", "outputs"], ["unknown group 'outputs'", "output"]),
         (["--propagate", "prune"], ["unknown propagate 'prune'", "pruned"]),
         (["--dtype", "float31"], ["unknown dtype 'float31'", "float32"]),

@@ -29,7 +29,7 @@ from symprune import (
 from symprune.base.records import Record
 from symprune.models.layers import named_linears, weight_view
 from symprune.pruning.mask_files import diff_masks, verify_masks
-from symprune.pruning.packed_masks import kept_hash, read_packed, write_packed
+from symprune.pruning.packed_masks import PackedMasks, kept_hash, read_packed, write_packed
 
 PATTERNS = [Unstructured(0.6), Unstructured(0.6, "layer"), NM(2, 4)]
 
@@ -66,6 +66,50 @@ def test_masks_read_back_and_applied_give_the_pruned_model_bit_for_bit(tmp_path,
     assert verify_masks(found, model)["pattern"]
     assert apply_masks(dense, found) == []
     assert all(torch.equal(p, q) for p, q in zip(dense.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_linears_left_dense_have_no_mask_and_files_of_the_others_serve_as_ever(tmp_path, family):
+    dense, windows = tiny.model(family), tiny.windows(2)
+    mlp = "down_proj" if family == "llama" else "mlp.*"
+    first = "layers.0.*" if family == "llama" else "h.0.*"
+    recipe = Recipe("wanda", "0.5", by_name={first: "dense", mlp: "2:4"})
+    names = list(named_linears(dense))
+    kept_whole = [name for name in names if ".0." in name]
+    model = copy.deepcopy(dense)
+    report = prune(model, windows, recipe, keep_masks=True)
+    assert list(report.masks) == [name for name in names if name not in kept_whole]
+    assert {f"{name}.weight" for name in kept_whole} == set(report.left_dense)
+    before, after = named_linears(dense), named_linears(model)
+    assert all(torch.equal(before[name].weight, after[name].weight) for name in kept_whole)
+    for name, mask in report.masks.items():
+        if "down_proj" in name or ("mlp" in name and family == "gpt2"):
+            assert (mask.reshape(-1, 4).sum(dim=1) == 2).all()
+        else:
+            assert (mask.sum(dim=1) == mask.shape[1] - mask.shape[1] // 2).all()
+    n_weights = sum(linear.weight.numel() for linear in before.values())
+    removed = sum(int((~mask).sum()) for mask in report.masks.values())
+    assert report.overall_sparsity == pytest.approx(removed / n_weights)
+
+    resumed = copy.deepcopy(dense)
+    for _ in range(2):  # the second from the journal, in which a layer has no mask
+        prune(again := copy.deepcopy(dense), windows, recipe, work=tmp_path / "work")
+        resumed = again
+    assert all(torch.equal(p, q) for p, q in zip(resumed.parameters(), model.parameters(), strict=True))
+
+    save_masks(tmp_path / "m", report.masks, model, Record({"recipe": recipe.to_dict()}, {}, {}))
+    found = load_masks(tmp_path / "m")
+    assert verify_masks(found, model)["pattern"] == recipe.patterns
+    prune(uniform := copy.deepcopy(dense), windows, plain := Recipe("wanda", "0.5"))
+    masks = {name: weight_view(linear) != 0 for name, linear in named_linears(uniform).items()}
+    save_masks(tmp_path / "u", masks, uniform, Record({"recipe": plain.to_dict()}, {}, {}))
+    facts = diff_masks(found, load_masks(tmp_path / "u"))
+    assert facts["linears"].keys() == set(names)
+    assert facts["linears"][kept_whole[0]]["equal"] == pytest.approx(0.5)
+    assert apply_masks(dense, found) == []
+    assert all(torch.equal(p, q) for p, q in zip(dense.parameters(), model.parameters(), strict=True))
+    with pytest.raises(UserError, match="another model"):  # without a record nobody knows that it is wanted
+        save_masks(tmp_path / "n", report.masks, model)
 
 
 def test_a_file_holds_one_bit_per_weight(tmp_path):
@@ -211,7 +255,7 @@ def test_no_masks_make_no_file(llama, tmp_path):
     with pytest.raises(UserError, match="another model"):
         save_masks(tmp_path / "m", {}, llama[1])
     with pytest.raises(UserError, match="no masks to save"):
-        write_packed(tmp_path / "m", {}, {})
+        PackedMasks().save(tmp_path / "m")
     assert not list(tmp_path.iterdir())
 
 

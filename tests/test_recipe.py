@@ -68,6 +68,7 @@ recipes = st.builds(
     methods(PATTERNS),
     st.none() | methods(REFINERS),
     st.none() | methods(UPDATES),
+    st.dictionaries(st.sampled_from(["mlp.*", "q_proj", "layers.0.*"]), st.none() | methods(PATTERNS)),
 )
 
 
@@ -171,6 +172,52 @@ def test_a_recipe_without_an_update_says_nothing_of_it_and_one_with_it_says_it_l
     assert Recipe("magnitude", update=SymmetricRefit()).uses == {"gram", "gradient_gram"}
     assert Recipe("magnitude", update=SymmetricRefit(product=0, outputs=0)).uses == {"gram"}
     assert Recipe("wanda", update="none") == Recipe("wanda")
+
+
+def test_linears_by_name_have_other_patterns_or_none_and_the_first_glob_that_fits_decides():
+    recipe = Recipe("ria", "0.5 per layer", by_name={"layers.0.*": "dense", "mlp.*": "0.7", "q_proj": "2:4"})
+    found = {
+        "model.layers.0.mlp.up_proj": None,
+        "model.layers.10.mlp.up_proj": Unstructured(0.7, "layer"),
+        "model.layers.1.self_attn.q_proj": NM(2, 4),
+        "model.layers.1.self_attn.k_proj": Unstructured(0.5, "layer"),
+        "model.layers.1.clip_mlp.q_projection": Unstructured(0.5, "layer"),  # a part of a name is not its end
+    }
+    assert {name: recipe.pattern_of(name) for name in found} == found
+    assert recipe.label == "ria, 0.5 per layer, layers.0.*: dense, mlp.*: 0.7 per layer, q_proj: 2:4"
+    recipe.check_names(list(found))
+    assert recipe.to_dict()["by_name"] == [
+        ["layers.0.*", None],
+        ["mlp.*", {"name": "unstructured", "sparsity": 0.7, "group": "layer"}],
+        ["q_proj", {"name": "nm", "n": 2, "m": 4}],
+    ]
+    assert "by_name" not in Recipe("ria").to_dict()
+    assert hash(recipe) == hash(Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))))
+
+
+def test_the_order_of_globs_is_part_of_what_is_asked():
+    globs = [("mlp.*", "0.7"), ("layers.0.*", "dense")]
+    one, other = Recipe("ria", by_name=globs), Recipe("ria", by_name=globs[::-1])
+    assert one.key != other.key
+    assert one.label != other.label
+
+
+@pytest.mark.parametrize(
+    ("by_name", "words"),
+    [
+        ({"mpl.*": "dense"}, ["'mpl.*' fits no linear", "mlp.*"]),
+        ({"layers.2.*": "0.7"}, ["'layers.2.*' fits no linear", "layers.0.*"]),
+        ({"vision": "0.7"}, ["called model.layers.0.mlp.up_proj to model.layers.1.mlp.up_proj"]),
+        ({"mlp.*": "dense", "layers.0.*": "0.7"}, ["'layers.0.*' decides of no linear"]),
+        ([("mlp.*", "0.6"), ("mlp.*", "0.7")], ["'mlp.*' decides of no linear"]),
+        ({"*": None}, ["every linear would be left dense"]),
+    ],
+)
+def test_globs_without_effect_are_refused(by_name, words):
+    names = ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
+    with pytest.raises(UserError) as error:
+        Recipe("ria", by_name=by_name).check_names(names)
+    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_patterns_that_differ_have_labels_that_differ():
@@ -289,6 +336,9 @@ def test_what_is_no_part_of_a_recipe_is_refused_at_once_in_one_line(parts, words
         ({"score": {"name": "ria"}, "pattern": {"name": "nm", "n": 5, "m": 4}}, ["5:4"]),
         ({"score": {"name": "ria"}, "pattern": {"name": "unstructured", "sparsity": 1.0}}, ["[0, 1)"]),
         ({"score": {"name": "ria"}, "refine": {"name": "dsnott"}}, ["unknown refine", "dsnot"]),
+        ({"score": {"name": "ria"}, "by_name": {"mlp.*": None}}, ["by_name", "list"]),
+        ({"score": {"name": "ria"}, "by_name": [["mlp.*", "0.7"]]}, ["pattern of a recipe", "'0.7'"]),
+        ({"score": {"name": "ria"}, "by_name": [[1, None]]}, ["globs", "1"]),
     ],
 )
 def test_plain_data_that_is_no_recipe_is_refused_with_what_is_wrong(plain, words):

@@ -22,7 +22,7 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
     names = {
         name
         for name, value in vars(args).items()
-        if not isinstance(value, Default) and value is not None and value is not False
+        if not isinstance(value, Default) and value is not None and value is not False and value != []
     }
     values = {
         name: value.value if isinstance(value, Default) else value for name, value in vars(args).items()

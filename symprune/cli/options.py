@@ -27,6 +27,22 @@ class Parser(argparse.ArgumentParser):
         return text
 
 
+class Sparsity(argparse.Action):
+    """A number, which is kept as such, or GLOB=PATTERN, which is added to those of `by_name`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        text = str(values)
+        glob, equals, pattern = text.rpartition("=")
+        if equals and glob:
+            namespace.by_name = [*namespace.by_name, (glob, pattern)]
+            return
+        try:
+            setattr(namespace, self.dest, float(text))
+        except ValueError:
+            message = f"must be a number, or GLOB=NUMBER such as 'mlp.*=0.7', not {text!r}"
+            raise argparse.ArgumentError(self, message) from None
+
+
 def shard(text: str) -> tuple[int, int]:
     """2/4: the second of four."""
     i, slash, n = text.partition("/")
@@ -93,9 +109,19 @@ def recipe() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--sparsity",
-        type=float,
+        action=Sparsity,
+        metavar="X or GLOB=X",
         default=Default(0.5),
-        help="fraction removed, for unstructured (default: %(default)s)",
+        help="fraction removed, for unstructured (default: %(default)s); or another one, or an n:m, for the"
+        " linears that a glob fits: 'mlp.*=0.7', as often as wanted, the first that fits decides",
+    )
+    options.set_defaults(by_name=[])
+    options.add_argument(
+        "--dense",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="leave the linears dense that a glob fits: 'layers.0.*', as often as wanted",
     )
     options.add_argument(
         "--group",

@@ -39,7 +39,8 @@ _WINDOWS = ("corpus", "n_calib", "seq_len", "seed")  # what the calibration wind
 def run_prune(args: argparse.Namespace) -> Answer:
     """Prune a model, in memory or streamed, and save it, its masks, or both."""
     pattern = parse_pattern(args.pattern, args.sparsity, args.group)
-    recipe = Recipe(args.score, pattern, args.refine, args.update)
+    by_name = [*((glob, "dense") for glob in args.dense), *args.by_name]
+    recipe = Recipe(args.score, pattern, args.refine, args.update, by_name)
     propagate = args.propagate or ("pruned" if args.statistics is None else "dense")
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from symprune.base.records import Record
-from symprune.methods.recipe import Recipe, hyperparameters, method_label, pattern_label
+from symprune.methods.recipe import Recipe, hyperparameters, method_label
 
 
 def hyperparameter_columns(part: str, method: Any) -> dict:
@@ -24,7 +24,7 @@ def name_columns(record: Record, recipe: Recipe | None) -> dict:
         "model": record.run["model"]["name"],
         "method": method_label(recipe.score) if recipe else "dense",
         "refine": (method_label(recipe.refine) if recipe.refine else "none") if recipe else "dense",
-        "pattern": pattern_label(recipe.pattern) if recipe else "dense",
+        "pattern": recipe.patterns if recipe else "dense",
         **({"update": method_label(recipe.update)} if recipe and recipe.update else {}),
     }
 

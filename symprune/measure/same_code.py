@@ -13,7 +13,7 @@ from symprune.base.code import code_digest
 from symprune.base.files import short_sha256, write_whole
 from symprune.base.progress import tell
 from symprune.base.records import REPLAY, Record, provenance
-from symprune.methods.recipe import Recipe, method_label, pattern_label
+from symprune.methods.recipe import Recipe, method_label
 
 ELSEWHERE = 1e-3  # how far a number may be off on another processor, or under other versions
 
@@ -123,7 +123,7 @@ def kinds(cell: Any) -> set[str]:
     found = {f"measurement {type(cell.measurement).__name__} {task}".rstrip(), f"model {cell.model}"}
     for subject in cell.subject if isinstance(cell.subject, tuple) else (cell.subject,):
         if isinstance(subject, Recipe):
-            found |= {f"score {method_label(subject.score)}", f"pattern {pattern_label(subject.pattern)}"}
+            found |= {f"score {method_label(subject.score)}", f"pattern {subject.patterns}"}
             found |= {f"refinement {method_label(subject.refine)}"} if subject.refine else set()
             found |= {f"update {method_label(subject.update)}"} if subject.update else set()
     return found

@@ -2,11 +2,14 @@
 
 import ast
 import dataclasses
+import difflib
+import fnmatch
 import hashlib
 import html
 import json
 import re
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,14 +35,17 @@ class Recipe:
     """A score, the pattern of its mask, a refinement of the mask, an update of what it keeps (None: none).
 
     Each may be given as the command line takes it, `Recipe("ria(alpha=1.0)", "2:4", "dsnot")`, and is kept as
-    the object that is meant. In the place of a score, "sparsegpt" chooses the mask itself. Raises UserError
-    for what is no score, no pattern, no refinement, or no update.
+    the object that is meant. In the place of a score, "sparsegpt" chooses the mask itself. by_name: other
+    patterns for the linears that a glob fits, `{"layers.0.*": "dense", "mlp.*": "0.7"}`; a glob fits a full
+    name or the end of one, from a dot on, and the first that fits decides. Raises UserError for what is no
+    score, no pattern, no refinement, or no update.
     """
 
     score: Any
     pattern: Any = Unstructured()  # noqa: RUF009 (frozen, so shared safely)
     refine: Any = None
     update: Any = None
+    by_name: Any = ()
 
     def __post_init__(self):
         keep = partial(object.__setattr__, self)  # past the freezing
@@ -50,13 +56,44 @@ class Recipe:
             method = getattr(self, part)
             wanted = method is not None and method != "none"
             keep(part, _meant(kind, method, _REGISTRIES[part]) if wanted else None)
+        pairs = self.by_name.items() if isinstance(self.by_name, Mapping) else self.by_name
+        keep("by_name", tuple((glob, self._exception(glob, of)) for glob, of in pairs))
+
+    def _exception(self, glob: Any, pattern: Any) -> Any:
+        """The pattern of the linears that a glob fits; None: they are left dense."""
+        if not isinstance(glob, str) or not glob:
+            raise UserError(f"by_name takes globs of the names of linears, such as 'mlp.*', not {glob!r}")
+        if pattern is None or pattern == "dense":
+            return None
+        group = getattr(self.pattern, "group", "output")
+        read = parse_pattern(pattern, group=group) if isinstance(pattern, str) else pattern
+        return _meant("pattern", read, PATTERNS)
+
+    def pattern_of(self, name: str) -> Any:
+        """The pattern of the linear of this full name; None: it is left dense."""
+        return next((pattern for glob, pattern in self.by_name if _fits(glob, name)), self.pattern)
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise UserError for a glob that decides of none of these linears, and if none of them is pruned."""
+        decided = {next((i for i, (g, _) in enumerate(self.by_name) if _fits(g, n)), None) for n in names}
+        for position, (glob, _) in enumerate(self.by_name):
+            if position not in decided:
+                raise UserError(_no_effect(glob, names))
+        if names and all(self.pattern_of(name) is None for name in names):
+            raise UserError("every linear would be left dense: nothing is pruned")
 
     @property
     def label(self) -> str:
         """The recipe in a line, hyperparameters shown where they differ from the default."""
         refinement = f" + {method_label(self.refine)}" if self.refine else ""
         update = f", {method_label(self.update)}" if self.update else ""
-        return f"{method_label(self.score)}{refinement}, {pattern_label(self.pattern)}{update}"
+        return f"{method_label(self.score)}{refinement}, {self.patterns}{update}"
+
+    @property
+    def patterns(self) -> str:
+        """The pattern in words, and after it what holds for linears by name."""
+        special = (f"{glob}: {pattern_label(of) if of else 'dense'}" for glob, of in self.by_name)
+        return ", ".join([pattern_label(self.pattern), *special])
 
     @property
     def key(self) -> str:
@@ -84,27 +121,66 @@ class Recipe:
         )
 
     def to_dict(self) -> dict:
-        """Plain data from which `from_dict` makes an equal recipe; of no update it says nothing."""
-        parts = {part: method_dict(method) if method else None for part, method in vars(self).items()}
-        return {part: plain for part, plain in parts.items() if plain or part != "update"}
+        """Plain data from which `from_dict` makes an equal recipe; of no update, no names it says nothing."""
+        parts: dict[str, Any] = {part: _plain(getattr(self, part)) for part in _REGISTRIES}
+        parts["by_name"] = [[glob, _plain(pattern)] for glob, pattern in self.by_name]
+        return {part: plain for part, plain in parts.items() if plain or part not in ("update", "by_name")}
 
     @classmethod
     def from_dict(cls, plain: dict) -> "Recipe":
         """The recipe that `to_dict` described; raises UserError for a name or hyperparameter not known."""
-        parts = {}
+        parts: dict[str, Any] = {}
         for part, method in plain.items():
-            if part not in _REGISTRIES:
-                raise unknown("part of a recipe", part, _REGISTRIES)
-            if isinstance(method, dict):
-                values = {field: value for field, value in method.items() if field != "name"}
-                name, registry = method.get("name"), _REGISTRIES[part]
-                before = _before(registry[name]) if isinstance(name, str) and name in registry else {}
-                parts[part] = build(part, name, registry, before | values)
+            if part == "by_name":
+                parts[part] = _read_by_name(method)
+            elif part not in _REGISTRIES:
+                raise unknown("part of a recipe", part, [*_REGISTRIES, "by_name"])
             elif not (part in ("refine", "update") and method is None):
-                raise UserError(f"the {part} of a recipe is a name and its hyperparameters, not {method!r}")
+                parts[part] = _read(part, method)
         if "score" not in parts:
             raise UserError("a recipe needs a score")
         return cls(**parts)
+
+
+def _plain(method: Any) -> dict | None:
+    return method_dict(method) if method else None
+
+
+def _read(part: str, method: Any) -> Any:
+    """A part of a recipe from its plain data."""
+    if not isinstance(method, dict):
+        raise UserError(f"the {part} of a recipe is a name and its hyperparameters, not {method!r}")
+    values = {field: value for field, value in method.items() if field != "name"}
+    name, registry = method.get("name"), _REGISTRIES[part]
+    before = _before(registry[name]) if isinstance(name, str) and name in registry else {}
+    return build(part, name, registry, before | values)
+
+
+def _read_by_name(pairs: Any) -> list[tuple]:
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise UserError(f"by_name of a recipe is a list of globs and patterns, not {pairs!r}")
+    return [(glob, None if of is None else _read("pattern", of)) for glob, of in pairs]
+
+
+def _fits(glob: str, name: str) -> bool:
+    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")
+
+
+def _no_effect(glob: str, names: Sequence[str]) -> str:
+    """Why a glob decides nothing, and what is near to it."""
+    if any(_fits(glob, name) for name in names):
+        return f"{glob!r} decides of no linear: what stands before it fits all that it does"
+    parts = [name.split(".") for name in names]
+    ends = {".".join(part[-n:]) for part in parts for n in range(1, len(part) + 1)}
+    starts = {
+        ".".join(part[i:j]) + ".*"
+        for part in parts
+        for i in range(len(part))
+        for j in range(i + 1, len(part))
+    }
+    near = difflib.get_close_matches(glob, sorted(ends | starts), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"they are called {names[0]} to {names[-1]}"
+    return f"{glob!r} fits no linear: {hint}"
 
 
 def method_dict(method: Any) -> dict:

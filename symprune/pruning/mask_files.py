@@ -45,19 +45,18 @@ class MaskFile:
     @property
     def pattern(self) -> Unstructured | NM | None:
         """The pattern that the masks were made by, if a record says so."""
-        recipe = self._recipe
-        return recipe.pattern if recipe else None
+        return self.recipe.pattern if self.recipe else None
 
     @property
     def updated(self) -> str | None:
         """The update of the kept weights, by its label, if a record says that there was one."""
-        recipe = self._recipe
+        recipe = self.recipe
         return method_label(recipe.update) if recipe and recipe.update else None
 
     @property
-    def _recipe(self) -> Recipe | None:
-        plain = self.record.run.get("recipe") if self.record else None
-        return Recipe.from_dict(plain) if isinstance(plain, dict) else None
+    def recipe(self) -> Recipe | None:
+        """The recipe that the masks were made by, if a record says so."""
+        return _recipe_of(self.record)
 
 
 @torch.no_grad()
@@ -66,9 +65,10 @@ def save_masks(
 ) -> None:
     """Write the masks of `model`, pruned or not yet, at one bit per weight.
 
-    The file appears whole or not at all. Raises UserError if a mask is not of this model, or there is none.
+    The file appears whole or not at all. Raises UserError if a mask is not of this model, or there is none;
+    a linear may lack its mask if the record's recipe left it dense.
     """
-    weights, packed = _weights(model, masks), PackedMasks()
+    weights, packed = _weights(model, masks, _recipe_of(record)), PackedMasks()
     for name, mask in masks.items():
         packed.add(name, weights[name], mask)
     packed.save(file, record)
@@ -101,7 +101,7 @@ def apply_masks(model: nn.Module, found: MaskFile, other_weights: bool = False) 
     (a model fine-tuned or merged with an adapter since). Raises UserError, before anything is changed, if the
     linears are not the model's, or if a kept weight differs and may not.
     """
-    weights = _weights(model, found.masks)
+    weights = _weights(model, found.masks, found.recipe)
     differing = [
         name for name, mask in found.masks.items() if kept_hash(weights[name], mask) != found.weights[name]
     ]
@@ -129,14 +129,14 @@ def verify_masks(found: MaskFile, model: nn.Module | None = None, applied: bool 
     Returns {linears, weights, sparsity, pattern, checked}. Raises UserError that names the first linear where
     something does not hold.
     """
-    pattern = found.pattern
+    recipe = found.recipe
     checked = []
-    if pattern:
+    if recipe:
         for name, mask in found.masks.items():
-            _verify_counts(name, mask, pattern)
+            _verify_counts(name, mask, recipe.pattern_of(name))
         checked.append("counts of every group")
     if model is not None:
-        for name, weight in _weights(model, found.masks).items():
+        for name, weight in _weights(model, found.masks, recipe).items():
             mask = found.masks[name].to(weight.device)
             if kept_hash(weight, mask) != found.weights[name]:
                 raise UserError(f"the weights that the mask of {name} keeps are not those that were pruned")
@@ -151,7 +151,7 @@ def verify_masks(found: MaskFile, model: nn.Module | None = None, applied: bool 
         "linears": len(found.masks),
         "weights": sum(mask.numel() for mask in found.masks.values()),
         "sparsity": found.sparsity,
-        "pattern": pattern_label(pattern) if pattern else None,
+        "pattern": recipe.patterns if recipe else None,
         "checked": checked,
     }
 
@@ -159,32 +159,46 @@ def verify_masks(found: MaskFile, model: nn.Module | None = None, applied: bool 
 def diff_masks(a: MaskFile, b: MaskFile) -> dict[str, Any]:
     """How two mask files over the same linears agree: {jaccard, equal, linears: {name: {jaccard, equal}}}.
 
-    jaccard: overlap of the kept weights; equal: fraction of weights on which both decide alike. Raises
-    UserError for other linears.
+    jaccard: overlap of the kept weights; equal: fraction of weights on which both decide alike. A linear that
+    the recipe of one left dense is kept whole there. Raises UserError for other linears.
     """
-    _require_same(
-        {n: m.shape for n, m in a.masks.items()}, {n: m.shape for n, m in b.masks.items()}, "the second masks"
-    )
-    both = sum(int((a.masks[n] & b.masks[n]).sum()) for n in a.masks)
-    either = sum(int((a.masks[n] | b.masks[n]).sum()) for n in a.masks)
-    alike = {n: int((a.masks[n] == b.masks[n]).sum()) for n in a.masks}
+    ours, theirs = _beside(a, b), _beside(b, a)
+    shapes = ({name: mask.shape for name, mask in masks.items()} for masks in (ours, theirs))
+    _require_same(*shapes, "the second masks")
+    both = sum(int((ours[n] & theirs[n]).sum()) for n in ours)
+    either = sum(int((ours[n] | theirs[n]).sum()) for n in ours)
+    alike = {n: int((ours[n] == theirs[n]).sum()) for n in ours}
     return {
         "jaccard": both / either if either else 1.0,
-        "equal": sum(alike.values()) / sum(mask.numel() for mask in a.masks.values()),
+        "equal": sum(alike.values()) / sum(mask.numel() for mask in ours.values()),
         "linears": {
-            n: {"jaccard": jaccard(a.masks[n], b.masks[n]), "equal": alike[n] / a.masks[n].numel()}
-            for n in a.masks
+            n: {"jaccard": jaccard(ours[n], theirs[n]), "equal": alike[n] / ours[n].numel()} for n in ours
         },
     }
 
 
-def _weights(model: nn.Module, masks: Mapping[str, Mask]) -> dict[str, Weight]:
-    # a linear may lack a mask, left dense, where its like lacks one in every decoder layer
+def _beside(found: MaskFile, other: MaskFile) -> dict[str, Mask]:
+    """The masks, and for each linear that the recipe left dense and the other masks one that keeps all."""
+    dense = {n: torch.ones_like(mask) for n, mask in other.masks.items() if _left_dense(n, found.recipe)}
+    return dense | found.masks
+
+
+def _recipe_of(record: Record | None) -> Recipe | None:
+    plain = record.run.get("recipe") if record else None
+    return Recipe.from_dict(plain) if isinstance(plain, dict) else None
+
+
+def _left_dense(name: str, recipe: Recipe | None) -> bool:
+    return recipe is not None and recipe.pattern_of(name) is None
+
+
+def _weights(model: nn.Module, masks: Mapping[str, Mask], recipe: Recipe | None) -> dict[str, Weight]:
+    # a linear may lack a mask: left dense by the recipe, or where its like lacks one in every decoder layer
     masked = {_kind(name) for name in masks}
     weights = {
         name: weight_view(linear)
         for name, linear in named_linears(model).items()
-        if not masks or _kind(name) in masked
+        if not masks or (_kind(name) in masked and not _left_dense(name, recipe))
     }
     _require_same(
         {n: w.shape for n, w in weights.items()}, {n: m.shape for n, m in masks.items()}, "the masks"

@@ -35,6 +35,8 @@ class PackedMasks:
 
     def save(self, file: Path | str, record: Record | None = None) -> None:
         """Write what was added, as `save_masks` does."""
+        if not self._bits:
+            raise UserError("there are no masks to save: prune with keep_masks=True")
         about = {"weights": self._hashes, "record": record.to_dict() if record else None}
         _write(Path(file), self._bits, self._widths, about)
 
@@ -52,8 +54,6 @@ def write_packed(file: Path, masks: Mapping[str, Mask], about: dict) -> None:
 
 
 def _write(file: Path, packed: dict[str, Tensor], widths: dict[str, int], about: dict) -> None:
-    if not packed:
-        raise UserError("there are no masks to save: prune with keep_masks=True")
     header = {"version": _VERSION, "widths": widths, **about}
     text = json.dumps({**header, "checksum": _checksum(header, packed)})
     write_whole(file, safetensors.torch.save(packed, {_HEADER: text}))

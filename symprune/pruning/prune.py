@@ -100,16 +100,19 @@ def prune(
             done += layer.linears
             masks |= layer.masks if keep_masks else {}
     return PruneReport(
-        recipe, propagate, done, source.stages(since=start), masks, left_dense=still_dense(model, done)
+        recipe, propagate, done, source.stages(since=start), masks, still_dense(model, done, recipe)
     )
 
 
-def still_dense(model: nn.Module, done: Iterable[PrunedLinear]) -> dict[str, LeftDense]:
+def still_dense(model: nn.Module, done: Iterable[PrunedLinear], recipe: Recipe) -> dict[str, LeftDense]:
     """Every matrix of the decoder layers that is not among the linears pruned, by its full name."""
     pruned = {linear.name for linear in done}
     dense = {name: why for layer in left_dense_by_layer(model) for name, why in layer.items()}
     return dense | {
-        f"{name}.weight": LeftDense("reached by no token, or by zeros alone", linear.weight.numel())
+        f"{name}.weight": LeftDense(
+            "by the recipe" if recipe.pattern_of(name) is None else "reached by no token, or by zeros alone",
+            linear.weight.numel(),
+        )
         for name, linear in named_linears(model).items()
         if name not in pruned
     }
@@ -140,14 +143,15 @@ def prune_layers(
 class MasksFromStatistics:
     """The masks of one decoder layer after the other by a recipe, from what a source has gathered of it.
 
-    A linear that no token reached gets none, for its weight may be used past its module (Mamba's dt_proj);
-    an expert that no token chose does.
+    A linear that the recipe leaves dense gets none, nor does one that no token reached, for its weight may
+    be used past its module (Mamba's dt_proj); an expert that no token chose does.
     """
 
     source: Source
     recipe: Recipe
 
     def __call__(self, index: int, linears: Mapping[str, nn.Module]) -> PrunedLayer:
+        linears = {n: linear for n, linear in linears.items() if self.recipe.pattern_of(n) is not None}
         statistics = self.source.statistics(index, linears)
         made = {
             name: _mask_linear(name, linear, statistics[name], self.recipe)
@@ -177,13 +181,16 @@ def make_mask(
 
     It is refined if the recipe refines linears of its kind, and if a token reached it.
     """
+    pattern = recipe.pattern_of(name)
+    if pattern is None:
+        return torch.ones_like(weight, dtype=torch.bool), None
     if hasattr(recipe.score, "choose"):
-        mask = recipe.score.choose(weight, stats, recipe.pattern)
+        mask = recipe.score.choose(weight, stats, pattern)
     else:
-        mask = recipe.pattern(score_linear(recipe.score, weight, stats))
+        mask = pattern(score_linear(recipe.score, weight, stats))
     if recipe.refine is None or recipe.refine.linears not in ("all", role(name)) or _unreached(stats):
         return mask, None
-    refinement = recipe.refine.run(weight, mask, stats, recipe.pattern)
+    refinement = recipe.refine.run(weight, mask, stats, pattern)
     return refinement.mask, refinement.summary()
 
 
@@ -227,9 +234,11 @@ def check_layers(
     linears = {name: linear for layer in layers for name, linear in layer.items()}
     if not linears:
         raise UserError("the decoder layers of this model hold no linear that can be pruned")
+    recipe.check_names(list(linears))
+    linears = {n: linear for n, linear in linears.items() if recipe.pattern_of(n) is not None}
     for name, linear in linears.items():
         try:
-            recipe.pattern.check(*weight_view(linear).shape)
+            recipe.pattern_of(name).check(*weight_view(linear).shape)
             calibration_dtype(linear.weight)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error

@@ -168,7 +168,11 @@ class StreamedRun:
         writer.finish(self.model, self._folder)
         stages = source.stages(since=start)
         return PruneReport(
-            self._recipe, self._propagate, done, stages, left_dense=still_dense(self.model, done)
+            self._recipe,
+            self._propagate,
+            done,
+            stages,
+            left_dense=still_dense(self.model, done, self._recipe),
         )
 
     def _source(self, spilled: Path) -> Source:
