@@ -2,8 +2,6 @@
 
 import ast
 import dataclasses
-import difflib
-import fnmatch
 import hashlib
 import html
 import json
@@ -15,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from symprune.base.errors import UserError, unknown
+from symprune.methods.globs import fits, no_effect
 from symprune.methods.masks import NM, PATTERNS, Unstructured
 from symprune.methods.refine import REFINERS
 from symprune.methods.scores import SCORES
@@ -71,14 +70,14 @@ class Recipe:
 
     def pattern_of(self, name: str) -> Any:
         """The pattern of the linear of this full name; None: it is left dense."""
-        return next((pattern for glob, pattern in self.by_name if _fits(glob, name)), self.pattern)
+        return next((pattern for glob, pattern in self.by_name if fits(glob, name)), self.pattern)
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise UserError for a glob that decides of none of these linears, and if none of them is pruned."""
-        decided = {next((i for i, (g, _) in enumerate(self.by_name) if _fits(g, n)), None) for n in names}
+        decided = {next((i for i, (g, _) in enumerate(self.by_name) if fits(g, n)), None) for n in names}
         for position, (glob, _) in enumerate(self.by_name):
             if position not in decided:
-                raise UserError(_no_effect(glob, names))
+                raise UserError(no_effect(glob, names))
         if names and all(self.pattern_of(name) is None for name in names):
             raise UserError("every linear would be left dense: nothing is pruned")
 
@@ -106,15 +105,18 @@ class Recipe:
         return frozenset(use for part in (self.score, self.refine, self.update) if part for use in part.uses)
 
     def __repr__(self) -> str:
-        parts = [method for part, method in vars(self).items() if method or part != "update"]
-        return f"Recipe({', '.join(map(_shown, parts if self.update or self.refine else parts[:2]))})"
+        parts = [getattr(self, part) for part in _REGISTRIES]
+        while parts[-1] is None:
+            parts.pop()
+        by_name = [f"by_name={dict(self.by_name)!r}"] if self.by_name else []
+        return f"Recipe({', '.join([*map(_shown, parts), *by_name])})"
 
     def _repr_html_(self) -> str:
         rows = [
             (part, _name(method), ", ".join(f"{f.name} = {value}" for f, value in hyperparameters(method)))
-            for part, method in vars(self).items()
-            if method
-        ]
+            for part in _REGISTRIES
+            if (method := getattr(self, part))
+        ] + [(glob, pattern_label(of) if of else "dense", "") for glob, of in self.by_name]
         cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
         return (
             f"<p><b>{html.escape(self.label)}</b></p><table>{''.join(f'<tr>{r}</tr>' for r in cells)}</table>"
@@ -160,27 +162,6 @@ def _read_by_name(pairs: Any) -> list[tuple]:
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise UserError(f"by_name of a recipe is a list of globs and patterns, not {pairs!r}")
     return [(glob, None if of is None else _read("pattern", of)) for glob, of in pairs]
-
-
-def _fits(glob: str, name: str) -> bool:
-    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")
-
-
-def _no_effect(glob: str, names: Sequence[str]) -> str:
-    """Why a glob decides nothing, and what is near to it."""
-    if any(_fits(glob, name) for name in names):
-        return f"{glob!r} decides of no linear: what stands before it fits all that it does"
-    parts = [name.split(".") for name in names]
-    ends = {".".join(part[-n:]) for part in parts for n in range(1, len(part) + 1)}
-    starts = {
-        ".".join(part[i:j]) + ".*"
-        for part in parts
-        for i in range(len(part))
-        for j in range(i + 1, len(part))
-    }
-    near = difflib.get_close_matches(glob, sorted(ends | starts), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"they are called {names[0]} to {names[-1]}"
-    return f"{glob!r} fits no linear: {hint}"
 
 
 def method_dict(method: Any) -> dict:
