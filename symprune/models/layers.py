@@ -27,6 +27,11 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     attribute `layers_path` of the model ("model.decoder.blocks") names the list instead. Raises UserError if
     there is none.
     """
+    if not hasattr(getattr(model, "config", None), "get_text_config"):
+        raise UserError(
+            f"{type(model).__name__} is no model of transformers: give the model itself, not what wraps it"
+            " (DataParallel's .module)"
+        )
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = {
         name: module

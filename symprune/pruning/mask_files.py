@@ -64,7 +64,7 @@ def save_masks(
 
     The file appears whole or not at all. Raises UserError if a mask is not of this model, or there is none.
     """
-    weights, packed = _weights(model, masks), PackedMasks()
+    weights, packed = _weights(model, masks, record), PackedMasks()
     for name, mask in masks.items():
         packed.add(name, weights[name], mask)
     packed.save(file, record)
@@ -97,7 +97,7 @@ def apply_masks(model: nn.Module, found: MaskFile, other_weights: bool = False) 
     (a model fine-tuned or merged with an adapter since). Raises UserError, before anything is changed, if the
     linears are not the model's, or if a kept weight differs and may not.
     """
-    weights = _weights(model, found.masks)
+    weights = _weights(model, found.masks, found.record)
     differing = [
         name for name, mask in found.masks.items() if kept_hash(weights[name], mask) != found.weights[name]
     ]
@@ -132,7 +132,7 @@ def verify_masks(found: MaskFile, model: nn.Module | None = None, applied: bool 
             _verify_counts(name, mask, pattern)
         checked.append("counts of every group")
     if model is not None:
-        for name, weight in _weights(model, found.masks).items():
+        for name, weight in _weights(model, found.masks, found.record).items():
             mask = found.masks[name].to(weight.device)
             if kept_hash(weight, mask) != found.weights[name]:
                 raise UserError(f"the weights that the mask of {name} keeps are not those that were pruned")
@@ -174,13 +174,15 @@ def diff_masks(a: MaskFile, b: MaskFile) -> dict[str, Any]:
     }
 
 
-def _weights(model: nn.Module, masks: Mapping[str, Mask]) -> dict[str, Weight]:
-    # a linear may lack a mask, left dense, where its like lacks one in every decoder layer
+def _weights(model: nn.Module, masks: Mapping[str, Mask], record: Record | None) -> dict[str, Weight]:
+    # a linear may lack a mask, left dense, where the record says so, or its like lacks one in every layer
     masked = {_kind(name) for name in masks}
+    told = record.metrics.get("left_dense") if record else None
+    dense = told if isinstance(told, dict) else {}
     weights = {
         name: weight_view(linear)
         for name, linear in named_linears(model).items()
-        if not masks or _kind(name) in masked
+        if not masks or (_kind(name) in masked and f"{name}.weight" not in dense)
     }
     _require_same(
         {n: w.shape for n, w in weights.items()}, {n: m.shape for n, m in masks.items()}, "the masks"

@@ -16,7 +16,7 @@ from symprune.base.types import Mask, Scores, Weight
 from symprune.methods.masks import zero_removed
 from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
-from symprune.models.causal import require_causal
+from symprune.models.causal import in_eval_mode, require_causal
 from symprune.models.experts import ExpertLinear
 from symprune.models.layers import (
     LeftDense,
@@ -45,6 +45,7 @@ PROPAGATE = ("pruned", "dense")
 
 
 @torch.no_grad()
+@in_eval_mode
 def prune(
     model: nn.Module,
     calibration: Calibration,
