@@ -54,9 +54,13 @@ def _is_causal(model: nn.Module) -> bool:
     other[0, -1] = (ids[0, -1] + 1) % len(embedding)
     try:
         one, two = (model(input_ids=each, use_cache=False).logits[0, :-1].float() for each in (ids, other))
-    except (TypeError, ValueError, AttributeError, KeyError, AssertionError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, AssertionError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{kind} cannot be run on tokens alone (does it need an image?): {first}") from error
+        raise UserError(
+            f"{kind} cannot be run on tokens alone (does it need an image, or one dtype?): {first}"
+        ) from error
     # Experts that receive another number of tokens may round otherwise.
     rounding = torch.finfo(embedding.dtype).eps ** 0.5 * one.abs().max()
     if (one - two).abs().max() > rounding:

@@ -225,6 +225,7 @@ def _accumulate_with_gradients(
         with (
             widened,
             collecting(linears, set(uses) - ({"output_norm"} if side else set())) as sums,
+            torch.inference_mode(False),
             torch.enable_grad(),
         ):
             if "gradient_gram" in uses:  # zero where no token arrives
