@@ -128,10 +128,13 @@ class Store:
             return "busy"
 
     def put(self, record: Record) -> Record:
-        """Write a record: to the side, then renamed, so a reader sees a whole file or none."""
+        """Write a record, to the side, then renamed, so a reader sees a whole file or none; returns it as it
+        is read back: what is drawn from it is the same now and ever after.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / f"{record.key}.json", record.to_json())
-        return record
+        text = record.to_json()
+        write_whole(self.folder / f"{record.key}.json", text)
+        return Record.from_json(text)
 
     def _lock(self, key: str) -> FileLock:
         # The system holds it for the process, not the file for itself: a killed process leaves nothing that

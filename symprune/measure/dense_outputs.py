@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from symprune.base.types import Logits, Windows
+from symprune.models.causal import in_eval_mode
 from symprune.models.devices import require_memory
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.runner import check_windows
@@ -35,6 +36,7 @@ class DenseOutputs:
 
 
 @torch.no_grad()
+@in_eval_mode
 def dense_outputs(model: nn.Module, windows: Windows, batch_size: int | str = 1) -> DenseOutputs:
     """What this model predicts of windows [n, seq_len]; for `perplexity` of the model after it is pruned.
 

@@ -10,7 +10,7 @@ from symprune.base.errors import UserError
 from symprune.base.progress import track
 from symprune.base.types import Logits, Windows
 from symprune.measure.dense_outputs import DenseOutputs
-from symprune.models.causal import require_causal
+from symprune.models.causal import in_eval_mode, require_causal
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.runner import check_windows
 
@@ -69,6 +69,7 @@ class Perplexity(float):
 
 
 @torch.no_grad()
+@in_eval_mode
 def perplexity(
     model: nn.Module, windows: Windows, *, batch_size: int | str = 1, dense: DenseOutputs | None = None
 ) -> Perplexity:

@@ -1,5 +1,9 @@
 """Whether a model predicts every token from those before it: what calibration and perplexity rest on."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
 import torch
 from torch import nn
 
@@ -7,8 +11,26 @@ from symprune.base.errors import UserError
 from symprune.models.layers import decoder_layers, max_seq_len
 from symprune.models.remembered import holds
 
+_Given, _Found = ParamSpec("_Given"), TypeVar("_Found")
 _N_TOKENS = 8
 _CROSS_ATTENTION = ("encoder_attn", "cross_attn", "crossattention", "cross_attention")
+
+
+def in_eval_mode(function: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
+    """`function`, whose first argument, `model`, is without dropout inside and as it was afterwards."""
+
+    @functools.wraps(function)
+    def without_dropout(*args: _Given.args, **kwargs: _Given.kwargs) -> _Found:
+        model: Any = args[0] if args else kwargs["model"]
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for module in training:
+                module.training = True
+
+    return without_dropout
 
 
 def require_causal(model: nn.Module) -> None:
@@ -21,6 +43,7 @@ def require_causal(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+@in_eval_mode
 def _is_causal(model: nn.Module) -> bool:
     kind = type(model).__name__
     _require_no_encoder(model, kind)
@@ -29,16 +52,15 @@ def _is_causal(model: nn.Module) -> bool:
     ids = (torch.arange(n_tokens, device=embedding.device)[None] + len(embedding) // 2) % len(embedding)
     other = ids.clone()
     other[0, -1] = (ids[0, -1] + 1) % len(embedding)
-    training = [module for module in model.modules() if module.training]
-    model.eval()  # without dropout
     try:
         one, two = (model(input_ids=each, use_cache=False).logits[0, :-1].float() for each in (ids, other))
-    except (TypeError, ValueError, AttributeError, KeyError, AssertionError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, AssertionError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{kind} cannot be run on tokens alone (does it need an image?): {first}") from error
-    finally:
-        for module in training:
-            module.training = True
+        raise UserError(
+            f"{kind} cannot be run on tokens alone (does it need an image, or one dtype?): {first}"
+        ) from error
     # Experts that receive another number of tokens may round otherwise.
     rounding = torch.finfo(embedding.dtype).eps ** 0.5 * one.abs().max()
     if (one - two).abs().max() > rounding:

@@ -75,7 +75,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             found[name] = tensor
     if quantisation(folder) is None:
         for name, tensor in found.items():
-            if tensor.dtype.startswith(_CODES):
+            whole = tensor.dtype.startswith(("I", "U")) and name.endswith("weight")
+            if whole or tensor.dtype.startswith(_CODES):
                 raise UserError(
                     f"{name} in {tensor.file} holds codes ({tensor.dtype}), not weights, and config.json does"
                     " not say how to read them: give the model as it was before it was quantised"

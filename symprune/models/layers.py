@@ -27,6 +27,11 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     attribute `layers_path` of the model ("model.decoder.blocks") names the list instead. Raises UserError if
     there is none.
     """
+    if not hasattr(getattr(model, "config", None), "get_text_config"):
+        raise UserError(
+            f"{type(model).__name__} is no model of transformers: give the model itself, not what wraps it"
+            " (DataParallel's .module)"
+        )
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = {
         name: module
@@ -103,16 +108,24 @@ def is_expert(name: str) -> bool:
 def linears_by_layer(model: nn.Module) -> list[dict[str, nn.Module]]:
     """The prunable linears of every decoder layer, by their full name in the model.
 
-    A weight that several layers share (Zamba's attention) is the first one's: it is pruned once.
+    A weight that several linears share (Zamba's attention) is the first one's: it is pruned once. Raises
+    UserError for a model with an adapter in it, whose matrices add up to others than it shows.
     """
+    if any(type(module).__module__.partition(".")[0] == "peft" for module in model.modules()):
+        raise UserError(
+            f"{type(model).__name__} holds an adapter: merge it first (merge_and_unload), and give what that"
+            " returns"
+        )
     prefixes = {module: name for name, module in model.named_modules()}
     seen: set[int] = set()
     found: list[dict[str, nn.Module]] = []
     for layer in decoder_layers(model):
-        linears = prunable_linears(layer)
-        weights = {name: id(linear._parameters.get("weight", linear)) for name, linear in linears.items()}
-        found.append({f"{prefixes[layer]}.{n}": x for n, x in linears.items() if weights[n] not in seen})
-        seen |= set(weights.values())
+        found.append({})
+        for name, linear in prunable_linears(layer).items():
+            weight = id(linear._parameters.get("weight", linear))
+            if weight not in seen:
+                found[-1][f"{prefixes[layer]}.{name}"] = linear
+            seen.add(weight)
     return found
 
 

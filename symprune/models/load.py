@@ -72,17 +72,25 @@ def load_model(
         options["quantization_config"] = _dequantising(quantised)
     with quiet_transformers():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
         except Exception as error:  # whatever a broken file makes of it
             raise UserError(
                 f"cannot load a causal language model from {folder}: {_first_line(error)}"
             ) from error
-    if info["missing_keys"]:  # transformers would go on with random numbers
+    # transformers would go on with random numbers, or without what it does not know
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"{name} in {folder} is of shape {list(stored)}, and not of {list(wanted)}, as config.json says:"
+            " the two are of different models"
+        )
+    require_claimed(folder, model, {name: name for name in info["unexpected_keys"]})
+    if info["missing_keys"]:
         raise UserError(
             f"{folder} lacks the weights of {sorted(info['missing_keys'])[0]}: the checkpoint is incomplete,"
             " fetch it again"
         )
-    require_claimed(folder, model, {name: name for name in info["unexpected_keys"]})
     if quantised is not None:
         _forget_quantisation(model)
     if layers_path is not None:

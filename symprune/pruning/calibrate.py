@@ -12,7 +12,7 @@ from symprune.base.progress import track
 from symprune.base.types import Windows
 from symprune.methods.sketch import rank_in
 from symprune.methods.stats import LayerStats, LinearSums, Moments, at_least_float32
-from symprune.models.causal import require_causal
+from symprune.models.causal import in_eval_mode, require_causal
 from symprune.models.devices import require_memory
 from symprune.models.experts import experts_calling
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
@@ -31,6 +31,7 @@ _NO_GRAM = "use a refinement that needs no Gram matrix, sketch_swap for one"
 _NO_GRADIENTS = "take the update refit, which needs no gradients"
 
 
+@in_eval_mode
 def gather(
     model: nn.Module,
     windows: Windows,
@@ -51,6 +52,7 @@ def gather(
     return statistics
 
 
+@in_eval_mode
 def accumulate(
     model: nn.Module,
     windows: Windows,
@@ -223,6 +225,7 @@ def _accumulate_with_gradients(
         with (
             widened,
             collecting(linears, set(uses) - ({"output_norm"} if side else set())) as sums,
+            torch.inference_mode(False),
             torch.enable_grad(),
         ):
             if "gradient_gram" in uses:  # zero where no token arrives

@@ -30,7 +30,7 @@ def skeleton(folder: Path, dtype: str = "float32") -> nn.Module:
         with quiet_transformers(), init_empty_weights(include_buffers=False):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # whatever a broken config makes of it
         raise UserError(
             f"cannot build a causal language model from {folder / 'config.json'}:"
             f" {str(error).splitlines()[0]}"

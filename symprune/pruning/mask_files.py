@@ -1,7 +1,7 @@
 """Masks as an artefact: one bit per weight and the record they stand for, in one safetensors file."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def save_masks(
     The file appears whole or not at all. Raises UserError if a mask is not of this model, or there is none;
     a linear may lack its mask if the record's recipe left it dense.
     """
-    weights, packed = _weights(model, masks, _recipe_of(record)), PackedMasks()
+    weights, packed = _weights(model, masks, record), PackedMasks()
     for name, mask in masks.items():
         packed.add(name, weights[name], mask)
     packed.save(file, record)
@@ -101,7 +101,7 @@ def apply_masks(model: nn.Module, found: MaskFile, other_weights: bool = False) 
     (a model fine-tuned or merged with an adapter since). Raises UserError, before anything is changed, if the
     linears are not the model's, or if a kept weight differs and may not.
     """
-    weights = _weights(model, found.masks, found.recipe)
+    weights = _weights(model, found.masks, found.record)
     differing = [
         name for name, mask in found.masks.items() if kept_hash(weights[name], mask) != found.weights[name]
     ]
@@ -136,7 +136,7 @@ def verify_masks(found: MaskFile, model: nn.Module | None = None, applied: bool 
             _verify_counts(name, mask, recipe.pattern_of(name))
         checked.append("counts of every group")
     if model is not None:
-        for name, weight in _weights(model, found.masks, recipe).items():
+        for name, weight in _weights(model, found.masks, found.record).items():
             mask = found.masks[name].to(weight.device)
             if kept_hash(weight, mask) != found.weights[name]:
                 raise UserError(f"the weights that the mask of {name} keeps are not those that were pruned")
@@ -178,9 +178,9 @@ def diff_masks(a: MaskFile, b: MaskFile) -> dict[str, Any]:
 
 
 def _beside(found: MaskFile, other: MaskFile) -> dict[str, Mask]:
-    """The masks, and for each linear that the recipe left dense and the other masks one that keeps all."""
-    dense = {n: torch.ones_like(mask) for n, mask in other.masks.items() if _left_dense(n, found.recipe)}
-    return dense | found.masks
+    """The masks, and for each linear that was left dense and the other masks one that keeps all."""
+    left_dense = _left_dense(found.record)
+    return {n: torch.ones_like(mask) for n, mask in other.masks.items() if left_dense(n)} | found.masks
 
 
 def _recipe_of(record: Record | None) -> Recipe | None:
@@ -188,17 +188,24 @@ def _recipe_of(record: Record | None) -> Recipe | None:
     return Recipe.from_dict(plain) if isinstance(plain, dict) else None
 
 
-def _left_dense(name: str, recipe: Recipe | None) -> bool:
-    return recipe is not None and recipe.pattern_of(name) is None
+def _left_dense(record: Record | None) -> Callable[[str], bool]:
+    """Whether the linear of a name was left dense, by its recipe or as the record tells."""
+    recipe = _recipe_of(record)
+    told = record.metrics.get("left_dense") if record else None
+    return lambda name: (
+        (recipe is not None and recipe.pattern_of(name) is None)
+        or (isinstance(told, dict) and f"{name}.weight" in told)
+    )
 
 
-def _weights(model: nn.Module, masks: Mapping[str, Mask], recipe: Recipe | None) -> dict[str, Weight]:
-    # a linear may lack a mask: left dense by the recipe, or where its like lacks one in every decoder layer
+def _weights(model: nn.Module, masks: Mapping[str, Mask], record: Record | None) -> dict[str, Weight]:
+    # a linear may lack a mask: left dense, or where its like lacks one in every decoder layer
     masked = {_kind(name) for name in masks}
+    left_dense = _left_dense(record)
     weights = {
         name: weight_view(linear)
         for name, linear in named_linears(model).items()
-        if not masks or (_kind(name) in masked and not _left_dense(name, recipe))
+        if not masks or (_kind(name) in masked and not left_dense(name))
     }
     _require_same(
         {n: w.shape for n, w in weights.items()}, {n: m.shape for n, m in masks.items()}, "the masks"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from symprune.base.errors import UserError, unknown
 from symprune.base.progress import track
@@ -17,7 +17,7 @@ from symprune.methods.masks import zero_removed
 from symprune.methods.objective import relative_loss
 from symprune.methods.recipe import Recipe
 from symprune.methods.stats import LayerStats
-from symprune.models.causal import require_causal
+from symprune.models.causal import in_eval_mode, require_causal
 from symprune.models.experts import ExpertLinear
 from symprune.models.layers import (
     LeftDense,
@@ -32,6 +32,7 @@ from symprune.models.precision import as_calibrated, calibration_dtype
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.journal import Journal, Resumed, hash_tensors
 from symprune.pruning.report import PrunedLayer, PrunedLinear, PruneReport
+from symprune.pruning.runner import check_windows
 from symprune.pruning.sources import (
     GRADIENTS,
     Calibration,
@@ -46,6 +47,7 @@ PROPAGATE = ("pruned", "dense")
 
 
 @torch.no_grad()
+@in_eval_mode
 def prune(
     model: nn.Module,
     calibration: Calibration,
@@ -83,6 +85,7 @@ def prune(
     require_causal(model)
     start, windows = time.perf_counter(), windows_of(calibration, recipe)
     if windows is not None:
+        check_windows(model, windows, in_memory=False)
         batch_size = batch_size_of(batch_size, model, windows)
     elif work is not None and recipe.uses:
         raise UserError(
@@ -246,6 +249,10 @@ def check_layers(
         return
     if calibration is None:
         raise UserError(f"{recipe.label} uses {', '.join(sorted(recipe.uses))} and needs calibration windows")
+    if not isinstance(calibration, Tensor | Mapping | WindowsBeside):
+        raise UserError(
+            f"calibration windows are a tensor of token ids [n, seq_len], not a {type(calibration).__name__}"
+        )
     if isinstance(calibration, WindowsBeside) and GRADIENTS in recipe.uses:
         dense = calibration.dense
         for name in linears:
@@ -262,13 +269,20 @@ def check_layers(
 
 
 def check_weights(linears: Mapping[str, nn.Module]) -> None:
-    """Raise UserError, naming the linear, for a weight that is not in memory, or not finite."""
+    """Raise UserError, naming the linear, for a weight that is not its own, not in memory, or not finite."""
     for name, linear in linears.items():
+        if "weight" not in linear._parameters and not isinstance(linear, ExpertLinear):
+            raise UserError(
+                f"{name} makes its weight anew for every forward, and a change would be lost: make it a plain"
+                " one first (torch's remove_parametrizations, or prune.remove)"
+            )
         if linear.weight.is_meta:
             raise UserError(
                 f"{name} is on the meta device, where a change would be lost: load the model into memory"
                 " first"
             )
+        if 0 in linear.weight.stride():
+            raise UserError(f"{name} holds rows that share their memory: give it a weight.clone() first")
         if not all(map(math.isfinite, torch.aminmax(linear.weight.detach()))):  # one pass: NaN is passed on
             raise UserError(f"NaN or inf in the weight of {name}: the checkpoint is broken")
 

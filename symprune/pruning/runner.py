@@ -196,10 +196,14 @@ def run_whole(model: nn.Module, windows: Windows, batch_size: int | str = 1) -> 
 
 
 def check_windows(model: nn.Module, windows: Windows, in_memory: bool = True) -> None:
-    """Raise UserError for windows that are empty, too long for the model, or of tokens it does not know.
+    """Raise UserError for windows that are none, empty, too long for the model, or of tokens unknown to it.
 
     in_memory: also if their hidden states would not fit into memory.
     """
+    if windows.dim() != 2 or windows.dtype not in (torch.int64, torch.int32):
+        raise UserError(
+            f"windows are token ids [n, seq_len] of type int64, not {list(windows.shape)} of {windows.dtype}"
+        )
     n_windows, seq_len = windows.shape
     limit = max_seq_len(model)
     if n_windows == 0 or seq_len == 0:
@@ -261,14 +265,14 @@ def _enter(model: nn.Module, batch: Tensor, like: Calls | None, besides: list) -
 
         return observe
 
-    kept = [(layer, layer.__dict__.get("forward")) for layer in layers]
+    kept = {layer: layer.__dict__.get("forward") for layer in layers}  # one may stand in several places
     try:
-        for layer in layers:
+        for layer in kept:
             layer.forward = stub(layer.forward)
         with contextlib.suppress(_Stop):
             model(input_ids=batch, use_cache=False)
     finally:
-        for layer, own_forward in kept:
+        for layer, own_forward in kept.items():
             del layer.forward
             if own_forward is not None:  # set by another library, accelerate for one
                 layer.forward = own_forward

@@ -36,7 +36,10 @@ def texts_of(file: Path) -> list[str]:
 
 def _whole(file: Path) -> list[str]:
     with _open(file) as opened:
-        return [opened.read()]
+        text = opened.read()
+    if "\0" in text:
+        raise ValueError("UTF-16 without a byte order mark, or no text at all")
+    return [text]
 
 
 def _lines(file: Path) -> list[str]:
