@@ -177,9 +177,7 @@ class Cost:
         copied = self.itemsize + (self.number if self.widened else 0)  # an embedding and what it computes in
         entrance = self.shape.entrance * copied if self.passes else 0
         entering = entrance + self.layer + self.widened + max(reading, self.merged)
-        late = 12 * max(self.inputs) ** 2 - 4 * sum(
-            d**2 for d in self.inputs
-        )  # products are over, copies kept
+        late = 12 * max(self.inputs) ** 2 - 4 * sum(d**2 for d in self.inputs)
         scoring = self.scoring - self.gram * (self.passes > 0) * late
         working = max(self.activations + self.widened, scoring, self.updating, reading, self.merged)
         pruning = self.layer + self.grams + working + self.masks
