@@ -363,9 +363,9 @@ def test_a_file_that_its_suffix_does_not_tell_how_to_read_is_refused_with_those_
     assert all(word in str(error.value) for word in [name, ".txt", ".md", ".jsonl", ".gz", ".parquet"])
 
 
-@pytest.mark.parametrize("name", ["array.json", "table.parquet", "text.txt.gz", "latin.md"])
+@pytest.mark.parametrize("name", ["array.json", "table.parquet", "text.txt.gz", "latin.md", "wide.txt"])
 def test_a_file_that_is_not_what_its_suffix_says_is_named(tmp_path, name):
-    latin = TEXT.encode("latin-1")
+    latin = TEXT.encode("utf-16-le" if name == "wide.txt" else "latin-1")  # without a byte order mark
     (tmp_path / name).write_bytes(json.dumps([{"text": TEXT}]).encode() if name == "array.json" else latin)
     with pytest.raises(UserError, match=f"{name} is neither UTF-8 text"):
         corpora.documents(str(tmp_path / name), "evaluation")

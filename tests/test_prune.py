@@ -26,6 +26,7 @@ from symprune import (
     perplexity,
     prune,
 )
+from symprune.base.records import Record
 from symprune.methods.refine import REFINERS
 from symprune.models.causal import require_causal
 from symprune.models.layers import decoder_layers, named_linears, role, weight_view
@@ -548,3 +549,47 @@ def test_a_weight_that_decoder_layers_share_is_pruned_once_and_not_streamed(tmp_
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="is shared with an earlier decoder layer"):
         prune_checkpoint(str(tmp_path / "model"), tmp_path / "out", windows, Recipe(Magnitude()))
+
+
+def test_a_model_in_training_mode_is_calibrated_without_dropout_and_stays_in_it():
+    model, windows = tiny.model("gpt2", attn_pdrop=0.5, resid_pdrop=0.5), tiny.windows()
+    dense, recipe = copy.deepcopy(model), Recipe(Wanda(), Unstructured(0.5))
+    expected = prune(copy.deepcopy(model), windows, recipe, keep_masks=True).masks
+    found = prune(dense.train(), windows, recipe, keep_masks=True).masks
+    assert all(torch.equal(found[name], mask) for name, mask in expected.items())
+    assert all(module.training for module in dense.modules())
+
+
+def test_a_weight_made_anew_for_every_forward_and_what_is_no_model_are_refused():
+    recipe, windows = Recipe(Wanda(), Unstructured(0.5)), tiny.windows()
+    model = tiny.model()
+    torch.nn.utils.parametrizations.weight_norm(decoder_layers(model)[0].mlp.up_proj)
+    with pytest.raises(UserError, match="up_proj makes its weight anew"):
+        prune(model, windows, recipe)
+    with pytest.raises(UserError, match="DataParallel is no model of transformers"):
+        prune(torch.nn.DataParallel(tiny.model()), windows, recipe)
+
+
+def test_what_stands_in_several_places_is_pruned_once_and_left_whole():
+    model, windows, recipe = tiny.model(), tiny.windows(), Recipe(Wanda(), Unstructured(0.5))
+    layers = decoder_layers(model)
+    layers[1] = layers[0]
+    layers[2].mlp.up_proj.weight = layers[2].mlp.gate_proj.weight
+    report = prune(model, windows, recipe)
+    assert [linear.name for linear in report.linears if "up_proj" in linear.name] == [
+        "model.layers.0.mlp.up_proj"
+    ]
+    assert all((linear.weight == 0).double().mean() == 0.5 for linear in named_linears(model).values())
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
+def test_masks_of_a_model_with_a_dead_linear_are_saved_and_applied(tmp_path):
+    model = tiny.model()
+    decoder_layers(model)[1].mlp.up_proj.weight.data.zero_()
+    dense = copy.deepcopy(model)
+    report = prune(model, tiny.windows(), Recipe(Wanda(), Unstructured(0.5)), keep_masks=True)
+    record = Record({}, {"left_dense": dict.fromkeys(report.left_dense)}, {})
+    assert list(report.left_dense) == ["model.layers.1.mlp.down_proj.weight"]
+    save_masks(tmp_path / "masks", report.masks, model, record)
+    apply_masks(dense, load_masks(tmp_path / "masks"))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), dense.parameters(), strict=True))

@@ -168,7 +168,7 @@ def test_a_model_is_checked_once_in_two_plain_forwards_and_anew_whenever_it_is_b
         "a length": lambda: prune(model, WINDOWS[:, :9], WANDA),
         "a hook": lambda: layers[1].register_forward_hook(lambda layer, args, out: out),
         "a forward": lambda: setattr(layers[0].mlp, "forward", layers[0].mlp.forward),
-        "a module": lambda: setattr(layers[2].mlp, "up_proj", nn.Linear(32, 48, bias=False)),
+        "a module": lambda: setattr(layers[2].mlp, "up_proj", nn.Linear(32, 48)),
         "a dtype": lambda: model.double(),
         "the config": lambda: model.set_attn_implementation("eager"),
     }

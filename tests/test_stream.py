@@ -348,11 +348,11 @@ PROGRAM = """
 import json, re, sys, torch
 from symprune import Recipe, Unstructured, Wanda
 from symprune.pruning.stream import StreamedRun, Streaming
-name, out, tight = sys.argv[1], sys.argv[2], bool(int(sys.argv[3]))
+name, out, tight, refine = sys.argv[1], sys.argv[2], bool(int(sys.argv[3])), sys.argv[4] or None
 windows = torch.ones(32, 128, dtype=torch.long)  # 16 MiB of hidden states: an interpreter varies by less
 def run(memory):
     how = Streaming(memory=memory, keep_masks=tight)
-    return StreamedRun(name, windows, Recipe(Wanda(), Unstructured(0.5)), "dense", how)
+    return StreamedRun(name, windows, Recipe(Wanda(), Unstructured(0.5), refine), "dense", how)
 streamed = run(None)
 if tight:
     streamed = run(streamed.plan.memory - streamed.plan.cost.hidden // 2)
@@ -365,12 +365,16 @@ print(json.dumps({"taken": peak - base, "predicted": memory - base, "spill": str
 """
 
 
-@pytest.mark.parametrize("tight", [0, 1], ids=["what is free", "a budget below the hidden states"])
-def test_the_peak_is_the_one_predicted_and_under_its_budget(tight, tmp_path):
+@pytest.mark.parametrize(
+    ("tight", "refine"),
+    [(0, ""), (1, ""), (0, "exact_swap")],
+    ids=["what is free", "a budget below the hidden states", "Gram matrices"],
+)
+def test_the_peak_is_the_one_predicted_and_under_its_budget(tight, refine, tmp_path):
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 128}
     name = saved(tmp_path, hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, **heads)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name, str(tmp_path / "out"), str(tight)],
+        [sys.executable, "-c", PROGRAM, name, str(tmp_path / "out"), str(tight), refine],
         capture_output=True,
         text=True,
     )

@@ -11,7 +11,8 @@ from symprune.base.errors import UserError
 from symprune.models.layers import decoder_layers, max_seq_len
 from symprune.models.remembered import holds
 
-_Given, _Found = ParamSpec("_Given"), TypeVar("_Found")
+_Given = ParamSpec("_Given")
+_Found = TypeVar("_Found")
 _N_TOKENS = 8
 _CROSS_ATTENTION = ("encoder_attn", "cross_attn", "crossattention", "cross_attention")
 

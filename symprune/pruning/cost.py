@@ -177,7 +177,9 @@ class Cost:
         copied = self.itemsize + (self.number if self.widened else 0)  # an embedding and what it computes in
         entrance = self.shape.entrance * copied if self.passes else 0
         entering = entrance + self.layer + self.widened + max(reading, self.merged)
-        working = max(self.activations + self.widened, self.scoring, self.updating, reading, self.merged)
+        late = 12 * max(self.inputs) ** 2 - 4 * sum(d**2 for d in self.inputs)
+        scoring = self.scoring - self.gram * (self.passes > 0) * late
+        working = max(self.activations + self.widened, scoring, self.updating, reading, self.merged)
         pruning = self.layer + self.grams + working + self.masks
         saving = 3 * self.masks  # they are copied twice
         return self.gradient_grams + hidden + max(entering, pruning, saving)
@@ -198,8 +200,8 @@ class Cost:
     @property
     def update_operations(self) -> float:
         """Of an update: in each iteration a product of every weight with G, and one with H."""
-        each = (2 * d_out * d_in * (d_in + self.gradients * d_out) for d_out, d_in in self.shape.widths)
-        return self.iterations * sum(each) * self.shape.n_layers
+        each = (d_out * d_in * (d_in + self.gradients * d_out) for d_out, d_in in self.shape.widths)
+        return 2 * self.iterations * sum(each) * self.shape.n_layers
 
 
 def batch_size_of(
