@@ -33,6 +33,8 @@ COMMANDS = [
     "apply",
     "verify",
     "diff",
+    "pack",
+    "unpack",
     "fetch",
     "reproduce",
     "verify-report",
