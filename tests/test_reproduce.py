@@ -217,7 +217,10 @@ def test_a_parameter_that_no_profile_has_stops_everything_before_it_starts(proje
 def test_notebooks_are_found_by_name_or_number_each_once(project):
     notebook(project, "02_third", "")
     assert resolve_notebooks([]) == ["00_first", "02_third"]
-    assert resolve_notebooks(["02", "02_third"]) == ["02_third"]
+    assert resolve_notebooks(["02", "02_third"]) == resolve_notebooks(["2"]) == ["02_third"]
+    assert resolve_notebooks(["0"]) == ["00_first"]
+    with pytest.raises(UserError, match="unknown notebook ''"):
+        resolve_notebooks([""])
     with pytest.raises(UserError, match="unknown notebook 'third': did you mean 02_third"):
         resolve_notebooks(["00", "third"])
 
