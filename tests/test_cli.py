@@ -19,8 +19,11 @@ from symprune.base.records import Record
 from symprune.cli import main, parser
 from symprune.cli.given import settle
 from symprune.cli.parser import build_parser
+from symprune.methods.masks import NM, Unstructured
 from symprune.methods.recipe import Recipe
 from symprune.methods.refine import REFINERS
+from symprune.methods.scores import SCORES
+from symprune.methods.update import CHOICES, UPDATES
 from symprune.models.layers import named_linears
 from symprune.models.load import load_model, load_tokenizer
 from symprune.pruning.mask_files import load_masks
@@ -33,6 +36,8 @@ COMMANDS = [
     "apply",
     "verify",
     "diff",
+    "pack",
+    "unpack",
     "fetch",
     "reproduce",
     "verify-report",
@@ -295,11 +300,29 @@ def test_a_refinement_with_defaults_that_did_not_earn_themselves_says_so(
     assert ("with its defaults" in out) == told
 
 
-def test_help_lists_every_refinement_in_a_line_of_its_own(capsys):
+def test_help_lists_every_method_in_a_line_of_its_own(capsys):
     _, out, _ = call(capsys, "prune", "--help")
-    for name, cls in REFINERS.items():
-        assert f"\n  {name:<12} {cls.__doc__.splitlines()[0]}\n" in out
+    for name, cls in (
+        SCORES | CHOICES | REFINERS | UPDATES | {"n:m": NM, "unstructured": Unstructured}
+    ).items():
+        assert f"\n  {name:<16} {cls.__doc__.splitlines()[0]}\n" in out
     assert "refinements," not in call(capsys, "eval", "--help")[1]
+
+
+def test_help_of_reproduce_lists_the_profiles(capsys):
+    _, out, _ = call(capsys, "reproduce", "--help")
+    for file in paths.PARAMS.glob("*.yaml"):
+        assert f"\n  {file.stem:<16} {file.read_text().splitlines()[0].removeprefix('# ')}\n" in out
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_come_at_once(option):
+    code = (
+        "import sys\nfrom symprune.cli import main\n"
+        "try:\n    main([sys.argv[1]])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'numpy', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code, option], check=True, capture_output=True)
 
 
 def test_help_lists_the_commands(capsys):

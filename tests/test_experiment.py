@@ -242,15 +242,76 @@ def test_gradients_are_another_question_than_activations(protocol):
         ({"propagate": "prune"}, "unknown propagate 'prune': did you mean pruned"),
         ({"seeds": []}, "at least one model and one seed"),
         ({"models": []}, "at least one model and one seed"),
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"n_calib": 0}, "n_calib must be at least 1, not 0"),
-        ({"n_eval": 0}, "n_eval must be at least 1, not 0"),
-        ({"seq_len": -1}, "seq_len must be at least 1, not -1"),
+        ({"batch_size": 0}, "batch_size takes a whole number of at least 1, not 0"),
+        ({"n_calib": 0}, "n_calib takes a whole number of at least 1, not 0"),
+        ({"n_eval": 0}, "n_eval takes a whole number of at least 1 or null, not 0"),
+        ({"seq_len": -1}, "seq_len takes a whole number of at least 1, not -1"),
     ],
 )
 def test_a_protocol_that_cannot_be_is_refused_before_anything_is_measured(protocol, change, words):
     with pytest.raises(UserError, match=words):
         Experiment(Protocol(**{**protocol, **change}))
+
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+INJECTED = {
+    "n_calb = 5": "unknown parameter 'n_calb': did you mean n_calib",
+    "p_valeus = [1.0]": "unknown parameter 'p_valeus': did you mean p_values",
+    "n_calib = 'many'": "n_calib takes a whole number of at least 1, not 'many'",
+    "p_values = 0.5": "p_values takes a list of numbers, not 0.5",
+    "models = 'embedded'": "models takes a list of texts, not 'embedded'",
+    "own_sweep = 'a'": "own_sweep takes a list of whole numbers, not 'a'",
+}
+
+
+@pytest.mark.parametrize(("line", "words"), INJECTED.items())
+def test_what_papermill_gives_is_checked_whatever_else_a_notebook_holds(line, words):
+    declared = "profile = 'p'\nown_sweep = [1, 2]"
+    namespace: dict = {"In": ["", declared, f"# Parameters\nsparsities = [0.5]\n{line}\n"]}
+    for cell in namespace["In"]:
+        exec(cell, namespace)
+    with pytest.raises(UserError, match=words):
+        Protocol.of(namespace)
+
+
+def test_what_a_notebook_assigns_by_itself_is_its_own_affair():
+    cells = ["", "# Parameters\nprofile = 'p'\nown = 1\np_values = [1.0]", "n_calb = 3\n%matplotlib inline"]
+    namespace = {
+        "In": [*cells[::2], "own = 0", cells[1]],
+        "profile": "p",
+        "own": 1,
+        "p_values": [1.0],
+        "n_calb": 3,
+    }
+    assert Protocol.of(namespace) == Protocol("p")
+    assert Protocol.of({"profile": "p", "n_calb": 3}) == Protocol("p")
+
+
+def test_a_misspelt_key_ends_a_plain_papermill_in_one_line(tmp_path):
+    import nbformat
+    import papermill
+
+    parameters = nbformat.v4.new_code_cell("profile = 'p'\nn_calib = 2", metadata={"tags": ["parameters"]})
+    use = nbformat.v4.new_code_cell(
+        "from symprune.measure.protocol import Protocol\nprotocol = Protocol.of(globals())"
+    )
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[parameters, use], metadata=METADATA), tmp_path / "in.ipynb"
+    )
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        papermill.execute_notebook(
+            tmp_path / "in.ipynb",
+            None,
+            {"n_calb": 5, "p_values": [1.0]},
+            kernel_name="python3",
+            progress_bar=False,
+        )
+    assert error.value.ename == "UserError"
+    assert error.value.evalue.startswith("unknown parameter 'n_calb': did you mean n_calib")
+    assert "\n" not in error.value.evalue
 
 
 def test_a_grid_reports_its_progress_to_whoever_asked(protocol, tmp_path, monkeypatch):

@@ -121,9 +121,9 @@ def test_an_unknown_profile_is_named_with_those_there_are(project):
     ("settings", "words"),
     [
         ({"n_calb": 1}, "unknown key of a profile 'n_calb': did you mean n_calib"),
-        ({"n_calib": "many"}, "n_calib takes a whole number, not 'many'"),
-        ({"n_calib": True}, "n_calib takes a whole number, not True"),
-        ({"n_eval": 1.5}, "n_eval takes a whole number or null, not 1.5"),
+        ({"n_calib": "many"}, "n_calib takes a whole number of at least 1, not 'many'"),
+        ({"n_calib": True}, "n_calib takes a whole number of at least 1, not True"),
+        ({"n_eval": 1.5}, "n_eval takes a whole number of at least 1 or null, not 1.5"),
         ({"models": "embedded"}, "models takes a list of texts, not 'embedded'"),
         ({"seeds": [0, "a"]}, r"seeds takes a list of whole numbers, not \[0, 'a'\]"),
         ({"p_values": 2}, "p_values takes a list of numbers, not 2"),
@@ -217,7 +217,10 @@ def test_a_parameter_that_no_profile_has_stops_everything_before_it_starts(proje
 def test_notebooks_are_found_by_name_or_number_each_once(project):
     notebook(project, "02_third", "")
     assert resolve_notebooks([]) == ["00_first", "02_third"]
-    assert resolve_notebooks(["02", "02_third"]) == ["02_third"]
+    assert resolve_notebooks(["02", "02_third"]) == resolve_notebooks(["2"]) == ["02_third"]
+    assert resolve_notebooks(["0"]) == ["00_first"]
+    with pytest.raises(UserError, match="unknown notebook ''"):
+        resolve_notebooks([""])
     with pytest.raises(UserError, match="unknown notebook 'third': did you mean 02_third"):
         resolve_notebooks(["00", "third"])
 

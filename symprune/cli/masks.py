@@ -66,6 +66,6 @@ def run_diff(args: argparse.Namespace) -> Answer:
     width = max(map(len, facts["linears"]))
     lines = [
         f"{name:<{width}}  {x['jaccard']:.4f}  {x['equal']:.4f}"
-        for name, x in {**facts["linears"], "total": facts}.items()
+        for name, x in {"total": facts, **facts["linears"]}.items()
     ]
     return Answer(facts, "\n".join([f"{'linear':<{width}}  jaccard  equal", *lines]))

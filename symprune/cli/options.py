@@ -15,16 +15,44 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def format_help(self) -> str:
-        """With the refinements, a line each, where one may be asked for: late, for they come with torch."""
-        text = super().format_help()
+        """With what the package holds, a line each: methods where one may be asked for, or profiles."""
+        lists: dict[str, dict[str, str]] = {}
         if "--refine" in self._option_string_actions:
-            from symprune.methods.refine import REFINERS
-
-            text += "\nrefinements, with hyperparameters if wanted:\n"
-            text += "".join(
-                f"  {name:<12} {str(of.__doc__).splitlines()[0]}\n" for name, of in REFINERS.items()
-            )
+            lists = _methods()
+        elif self.prog.endswith(" reproduce"):
+            lists = {"profiles": _profiles()}
+        text = super().format_help()
+        for title, lines in lists.items():
+            text += f"\n{title}:\n" + "".join(f"  {name:<16} {line}\n" for name, line in lines.items())
         return text
+
+
+def _methods() -> dict[str, dict[str, str]]:
+    """The registries, by the first lines of their docstrings: late, for they come with torch."""
+    from symprune.methods.masks import PATTERNS
+    from symprune.methods.refine import REFINERS
+    from symprune.methods.scores import SCORES
+    from symprune.methods.update import CHOICES, UPDATES
+
+    registries: dict[str, dict] = {
+        "scores, with hyperparameters if wanted": SCORES | CHOICES,
+        "patterns": {{"nm": "n:m"}.get(name, name): of for name, of in PATTERNS.items()},
+        "refinements, with hyperparameters if wanted": REFINERS,
+        "updates, with hyperparameters if wanted": UPDATES,
+    }
+    return {
+        title: {name: str(of.__doc__).splitlines()[0] for name, of in registry.items()}
+        for title, registry in registries.items()
+    }
+
+
+def _profiles() -> dict[str, str]:
+    """The profiles there are, by the first lines of their files."""
+    from symprune.base import paths
+
+    files = sorted(paths.PARAMS.glob("*.yaml"))
+    lines = {file.stem: file.read_text(encoding="utf-8").partition("\n")[0] for file in files}
+    return {name: line.lstrip("# ") if line.startswith("#") else "" for name, line in lines.items()}
 
 
 class Sparsity(argparse.Action):

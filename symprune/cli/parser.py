@@ -1,5 +1,5 @@
-"""The `symprune` command: prune, eval, calibrate, merge, apply, verify, diff, fetch, reproduce,
-verify-report, verify-records, render, doctor.
+"""The `symprune` command: prune, eval, calibrate, merge, apply, verify, diff, pack, unpack, fetch,
+reproduce, verify-report, verify-records, render, doctor.
 """
 
 import argparse
@@ -183,6 +183,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("a", metavar="A", help="a mask file, or the folder of a pruned model")
     p.add_argument("b", metavar="B", help="another over the same linears")
+
+    p = command(
+        "packing.run_pack",
+        help="save a pruned model without its zeros, in a smaller folder",
+        description="Write a model's folder with a bit for each weight and the weights that are not zero; all"
+        " else is copied. It is not faster: symprune unpacks it as it loads it.",
+        example="pack pruned/ --out packed/",
+    )
+    p.add_argument("model", metavar="MODEL", help="embedded, a local folder, or a hub id")
+    p.add_argument("--out", metavar="DIR", required=True, help="folder to write; must not exist")
+    p = command(
+        "packing.run_unpack",
+        help="make a packed folder one that transformers reads",
+        description="Write a packed folder as it was before it was packed, every byte of it.",
+        example="unpack packed/ --out pruned/",
+    )
+    p.add_argument("folder", metavar="DIR", help="a folder that `symprune pack` wrote")
+    p.add_argument("--out", metavar="DIR", required=True, help="folder to write; must not exist")
 
     p = command(
         "measuring.run_fetch",

@@ -1,10 +1,15 @@
 """What a profile says: which models, calibrated and evaluated how."""
 
+import ast
+import contextlib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_origin
 
+import yaml
+
+from symprune.base import paths
 from symprune.base.errors import UserError, unknown
 from symprune.models import EMBEDDED
 from symprune.models.folder import max_positions
@@ -12,6 +17,16 @@ from symprune.models.load import locate
 from symprune.models.precision import check_calibration_dtype
 from symprune.pruning.calibrate import OUTPUT_SIDES
 from symprune.pruning.prune import PROPAGATE
+
+_SIZES = ("n_calib", "seq_len", "n_eval", "eval_seq_len", "batch_size")  # at least 1
+# What a parameter takes that is no field of `Protocol`, where an example of its value does not tell.
+_TAKES: dict[str, Any] = {
+    "notebooks": str | Sequence[str],
+    "dense_lengths": Sequence[int],
+    "gammas": Sequence[float],
+    "zero_shot_limit": int | None,
+}
+_INJECTED = "# Parameters"  # the first line of the cell in which papermill gives parameters
 
 
 @dataclass(frozen=True)
@@ -47,9 +62,6 @@ class Protocol:
         settled = {"models": tuple(self.models), "seeds": tuple(self.seeds)}
         for name, value in {**settled, "eval_seq_len": self.eval_seq_len or self.seq_len}.items():
             object.__setattr__(self, name, value)
-        for name in ("n_calib", "seq_len", "n_eval", "eval_seq_len", "batch_size"):
-            if (size := getattr(self, name)) is not None and size < 1:
-                raise UserError(f"{name} must be at least 1, not {size}")
         if not self.seeds or not self.models:
             raise UserError("an experiment needs at least one model and one seed")
         check_calibration_dtype(self.calibration_dtype)
@@ -75,7 +87,11 @@ class Protocol:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any], **changes: Any) -> "Protocol":
-        """The protocol in a notebook's parameters, given as `globals()`; changes: fields set otherwise."""
+        """The protocol in a notebook's parameters, given as `globals()`; changes: fields set otherwise.
+
+        Raises UserError also for a parameter that papermill gave and no notebook takes, or of another type.
+        """
+        _check_injected(parameters)
         named = {field.name: parameters[field.name] for field in fields(cls) if field.name in parameters}
         return cls(**named | changes)
 
@@ -85,8 +101,60 @@ def check_type(name: str, value: Any, kind: Any) -> None:
 
     kind: int, float, str, a sequence of one of these, or such a kind or None. A whole number is a number too.
     """
-    if not _is_of(value, kind):
-        raise UserError(f"{name} takes {_words(kind)}, not {value!r}")
+    counts = name in _SIZES
+    if not _is_of(value, kind) or (counts and value is not None and value < 1):
+        words = _words(kind).replace("number", "number of at least 1") if counts else _words(kind)
+        raise UserError(f"{name} takes {words}, not {value!r}")
+
+
+def check_parameter(name: str, value: Any, example: Any) -> None:
+    """Raise UserError unless a parameter takes the value: one of the kind that `Protocol` says, or like the
+    example.
+    """
+    kinds = {field.name: field.type for field in fields(Protocol)} | _TAKES
+    kind = kinds.get(name, type(example))
+    if name not in kinds and isinstance(example, list):
+        kind = types.GenericAlias(Sequence, (type(example[0]) if example else object,))
+    check_type(name, value, kind)
+
+
+def _check_injected(parameters: Mapping[str, Any]) -> None:
+    """Check what papermill gave: papermill itself only warns of a name that the notebook does not have, and
+    of the many keys of a profile that are for other notebooks.
+    """
+    cells = list(parameters.get("In", ()))
+    for position, cell in enumerate(cells):
+        if not cell.startswith(_INJECTED):
+            continue
+        known = {field.name: field.default for field in fields(Protocol)} | _smoke()
+        for before in cells[:position]:
+            known |= _literals(before)
+        for name in _literals(cell):
+            if name not in known:
+                raise unknown("parameter", name, known)
+            check_parameter(name, parameters[name], known[name])
+
+
+def _smoke() -> dict[str, Any]:
+    """The parameters of all notebooks, if they are here."""
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        return dict(yaml.safe_load((paths.PARAMS / "smoke.yaml").read_text(encoding="utf-8")))
+    return {}
+
+
+def _literals(cell: str) -> dict[str, Any]:
+    """What a cell assigns to names at its top level; None for what is no literal."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(SyntaxError):
+        for statement in ast.parse(cell).body:
+            if not isinstance(statement, ast.Assign):
+                continue
+            for target in statement.targets:
+                if isinstance(target, ast.Name):
+                    found[target.id] = None
+                    with contextlib.suppress(ValueError):
+                        found[target.id] = ast.literal_eval(statement.value)
+    return found
 
 
 def _is_of(value: Any, kind: Any) -> bool:

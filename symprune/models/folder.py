@@ -8,6 +8,7 @@ import safetensors
 
 from symprune.base.errors import UserError
 
+PACKED = "packed.json"  # what says that a folder is packed, see `symprune.models.packed`
 MASKS = "masks.safetensors"  # what a pruned model's folder holds beside its weights
 INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
@@ -28,8 +29,11 @@ def weight_files(folder: Path) -> list[Path]:
 
     Those that the index names, or model.safetensors, or, with neither, all of them. Others are no weights of
     the model: older shards, masks, the originals. Raises UserError for an index that is broken, that names a
-    file that is not there, or that stands beside a model.safetensors of which it knows nothing.
+    file that is not there, or that stands beside a model.safetensors of which it knows nothing; and for a
+    packed folder, which is to be unpacked first.
     """
+    if (folder / PACKED).is_file():
+        raise UserError(f"{folder} is packed: `symprune unpack {folder} --out DIR` makes it a plain one")
     if (folder / INDEX).is_file():
         names = indexed_files(folder)
         if _WHOLE not in names and (folder / _WHOLE).is_file():

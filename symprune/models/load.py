@@ -24,6 +24,7 @@ from symprune.models.folder import (
     weight_files,
 )
 from symprune.models.layers import decoder_layers, named_linears
+from symprune.models.packed import is_packed, packed_digests, unpacked
 from symprune.models.tensors import require_claimed
 
 EMBEDDED = "embedded"
@@ -48,14 +49,22 @@ def load_model(
     "cuda", "cuda:1", ..., or "auto": its layers spread over all GPUs (on the CPU where there is none).
     layers_path: where its list of decoder layers is, for an architecture in which `decoder_layers` does not
     find it. Raises UserError for an unknown name, a folder without safetensors weights, an unreachable hub,
-    or too little memory.
+    or too little memory. A packed folder is unpacked in the cache for as long as it is read.
     """
-    from transformers import AutoModelForCausalLM
-
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     require_device(device)
-    folder = locate(name)
+    named = locate(name)
+    with unpacked(named) as folder:
+        model = _load(folder, dtype, device, layers_path)
+    if folder != named:
+        model.name_or_path = model.config._name_or_path = str(named)
+    return model
+
+
+def _load(folder: Path, dtype: str, device: str, layers_path: str | None) -> nn.Module:
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+
     quantised = require_readable(folder)
     n_weights = sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())
     needed, way_out = (
@@ -69,7 +78,7 @@ def load_model(
         **_TRUSTING_NOTHING,
     }
     if quantised is not None:
-        options["quantization_config"] = _dequantising(quantised)
+        options["quantization_config"] = FineGrainedFP8Config.from_dict({**quantised, "dequantize": True})
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -144,6 +153,8 @@ def fingerprint(name: str) -> str:
     about_the_file = ("transformers_version", "dtype", "torch_dtype", "_name_or_path")
     about = {key: value for key, value in read_config(folder).items() if key not in about_the_file}
     text = json.dumps(about, sort_keys=True)
+    if is_packed(folder):  # the same model as before
+        return short_sha256([text, *packed_digests(folder).values()])
     return short_sha256([text, *(_file_sha256(file.resolve()) for file in weight_files(folder))])
 
 
@@ -164,12 +175,6 @@ def require_readable(folder: Path, streamed: bool = False) -> dict | None:
         f"the weights of {folder} are quantised ({quantised['quant_method']}), and what is quantised is not"
         f" {'streamed' if streamed else 'pruned'}: {way_out}"
     )
-
-
-def _dequantising(quantised: dict):
-    from transformers import FineGrainedFP8Config
-
-    return FineGrainedFP8Config.from_dict({**quantised, "dequantize": True})
 
 
 def _forget_quantisation(model: nn.Module) -> None:
@@ -252,7 +257,7 @@ def _require_weights(folder: Path) -> Path:
         )
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give a folder written by save_pretrained")
-    if not weight_files(folder):
+    if not is_packed(folder) and not weight_files(folder):
         pickled = (
             " but a pickle, which is never loaded"
             if any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))

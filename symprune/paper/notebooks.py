@@ -25,7 +25,7 @@ def notebook_names() -> list[str]:
 
 
 def resolve_notebooks(wanted: Sequence[str]) -> list[str]:
-    """Notebooks by name or number ("02"), all if none is wanted; raises UserError for one that is not
+    """Notebooks by name or number ("02" or "2"), all if none is wanted; raises UserError for one that is not
     there.
     """
     names = notebook_names()
@@ -33,7 +33,7 @@ def resolve_notebooks(wanted: Sequence[str]) -> list[str]:
         raise UserError(
             f"no notebooks in {paths.NOTEBOOKS}: run inside the project's source, or set SYMPRUNE_ROOT to it"
         )
-    chosen = [[name for name in names if wish in (name, name[:2])] for wish in wanted]
+    chosen = [[name for name in names if wish in (name, name[:2], str(int(name[:2])))] for wish in wanted]
     for wish, found in zip(wanted, chosen, strict=True):
         if not found:
             raise unknown("notebook", wish, names)

@@ -1,31 +1,22 @@
 """Profiles: how big, and where; the values that a run of the notebooks takes."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
-from types import GenericAlias, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from symprune.base import paths
 from symprune.base.errors import UserError, unknown
-from symprune.measure.protocol import Protocol, check_type
+from symprune.measure.protocol import check_parameter
 
 SMOKE = "smoke"
 ALL = "all"  # the value of `notebooks` in a profile that runs every notebook; else it lists their names
 
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
-
-# What a key takes that is no field of `Protocol`, where the smoke profile's own value does not tell.
-_TAKES: dict[str, Any] = {
-    "notebooks": str | Sequence[str],
-    "dense_lengths": Sequence[int],
-    "gammas": Sequence[float],
-    "zero_shot_limit": int | None,
-}
 
 
 def load_profile(name: str, settings: Mapping[str, Any] = NO_SETTINGS) -> dict[str, Any]:
@@ -63,16 +54,8 @@ def load_profile(name: str, settings: Mapping[str, Any] = NO_SETTINGS) -> dict[s
                 " that is no profile's"
             )
     for key, value in values.items():
-        check_type(key, value, _kind(key, smoke[key]))
+        check_parameter(key, value, smoke[key])
     return values
-
-
-def _kind(key: str, example: Any) -> Any:
-    """What a key takes: as `Protocol` or `_TAKES` says, else what its value in the smoke profile is."""
-    kinds = {field.name: field.type for field in fields(Protocol)} | _TAKES
-    if key in kinds or not isinstance(example, list):
-        return kinds.get(key, type(example))
-    return GenericAlias(Sequence, (type(example[0]) if example else object,))
 
 
 def _read_profile(file: Path) -> dict[str, Any]:

@@ -163,8 +163,9 @@ def diff_masks(a: MaskFile, b: MaskFile) -> dict[str, Any]:
     the recipe of one left dense is kept whole there. Raises UserError for other linears.
     """
     ours, theirs = _beside(a, b), _beside(b, a)
-    shapes = ({name: mask.shape for name, mask in masks.items()} for masks in (ours, theirs))
-    _require_same(*shapes, "the second masks")
+    _require_same(
+        {n: m.shape for n, m in ours.items()}, {n: m.shape for n, m in theirs.items()}, "the second masks"
+    )
     both = sum(int((ours[n] & theirs[n]).sum()) for n in ours)
     either = sum(int((ours[n] | theirs[n]).sum()) for n in ours)
     alike = {n: int((ours[n] == theirs[n]).sum()) for n in ours}
