@@ -19,7 +19,7 @@ from symprune.models import quiet_transformers
 from symprune.models.causal import require_causal
 from symprune.models.layers import is_expert, left_dense_by_layer, linears_by_layer
 from symprune.pruning.calibrate import collecting
-from symprune.pruning.prune import check_layers
+from symprune.pruning.checks import check_layers
 from symprune.pruning.sources import source_of
 
 TABLE = Path(__file__).parents[1] / "docs" / "families.md"

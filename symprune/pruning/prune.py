@@ -1,16 +1,15 @@
 """THE loop over decoder layers: statistics, scores, masks, refinement, and the pruned layer run again."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from symprune.base.errors import UserError, unknown
+from symprune.base.errors import UserError
 from symprune.base.progress import track
 from symprune.base.types import Mask, Scores, Weight
 from symprune.methods.masks import zero_removed
@@ -29,6 +28,7 @@ from symprune.models.layers import (
     weight_view,
 )
 from symprune.models.precision import as_calibrated, calibration_dtype
+from symprune.pruning.checks import check_layers, check_weights
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.journal import Journal, Resumed, hash_tensors
 from symprune.pruning.report import PrunedLayer, PrunedLinear, PruneReport
@@ -42,8 +42,6 @@ from symprune.pruning.sources import (
     source_of,
     windows_of,
 )
-
-PROPAGATE = ("pruned", "dense")
 
 
 @torch.no_grad()
@@ -226,65 +224,6 @@ def _loss(weight: Weight, pruned: Weight, stats: LayerStats | None, recipe: Reci
 def _unreached(stats: LayerStats | None) -> bool:
     """Whether a linear received nothing: no token, or zeros alone, of which every score is zero."""
     return stats is not None and (stats.n_tokens == 0 or not stats.input_norm.any())
-
-
-def check_layers(
-    layers: list[dict[str, nn.Module]], calibration: Calibration, recipe: Recipe, propagate: str
-) -> None:
-    """Raise UserError unless the calibration serves the recipe and the linears, and the pattern fits them."""
-    if propagate not in PROPAGATE:
-        raise unknown("propagate", propagate, PROPAGATE)
-    linears = {name: linear for layer in layers for name, linear in layer.items()}
-    if not linears:
-        raise UserError("the decoder layers of this model hold no linear that can be pruned")
-    recipe.check_names(list(linears))
-    linears = {n: linear for n, linear in linears.items() if recipe.pattern_of(n) is not None}
-    for name, linear in linears.items():
-        try:
-            recipe.pattern_of(name).check(*weight_view(linear).shape)
-            calibration_dtype(linear.weight)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-    if not recipe.uses:
-        return
-    if calibration is None:
-        raise UserError(f"{recipe.label} uses {', '.join(sorted(recipe.uses))} and needs calibration windows")
-    if not isinstance(calibration, Tensor | Mapping | WindowsBeside):
-        raise UserError(
-            f"calibration windows are a tensor of token ids [n, seq_len], not a {type(calibration).__name__}"
-        )
-    if isinstance(calibration, WindowsBeside) and GRADIENTS in recipe.uses:
-        dense = calibration.dense
-        for name in linears:
-            if name not in dense or dense[name].gradient_gram is None:
-                raise UserError(f"no gradients of {name}: they were not gathered, or on another model")
-    if isinstance(calibration, Mapping):
-        if propagate != "dense":
-            raise UserError(
-                "statistics of the dense model are for propagate='dense'; give the calibration windows for"
-                " 'pruned'"
-            )
-        if lacking := [name for name in linears if name not in calibration]:
-            raise UserError(f"no statistics of {lacking[0]}: they were gathered on another model")
-
-
-def check_weights(linears: Mapping[str, nn.Module]) -> None:
-    """Raise UserError, naming the linear, for a weight that is not its own, not in memory, or not finite."""
-    for name, linear in linears.items():
-        if "weight" not in linear._parameters and not isinstance(linear, ExpertLinear):
-            raise UserError(
-                f"{name} makes its weight anew for every forward, and a change would be lost: make it a plain"
-                " one first (torch's remove_parametrizations, or prune.remove)"
-            )
-        if linear.weight.is_meta:
-            raise UserError(
-                f"{name} is on the meta device, where a change would be lost: load the model into memory"
-                " first"
-            )
-        if 0 in linear.weight.stride():
-            raise UserError(f"{name} holds rows that share their memory: give it a weight.clone() first")
-        if not all(map(math.isfinite, torch.aminmax(linear.weight.detach()))):  # one pass: NaN is passed on
-            raise UserError(f"NaN or inf in the weight of {name}: the checkpoint is broken")
 
 
 def _question(

@@ -23,9 +23,10 @@ from symprune.models.layers import linears_by_layer, named_linears, weight_view
 from symprune.models.load import DTYPES, locate, require_readable
 from symprune.models.precision import calibrating_in, calibration_dtype
 from symprune.pruning.checkpoint import Checkpoint, Writer, random_weights, skeleton
+from symprune.pruning.checks import check_layers, check_weights
 from symprune.pruning.cost import Cost, Shape, batch_size_of, plan
 from symprune.pruning.packed_masks import PackedMasks
-from symprune.pruning.prune import MasksFromStatistics, check_layers, check_weights, prune_layers, still_dense
+from symprune.pruning.prune import MasksFromStatistics, prune_layers, still_dense
 from symprune.pruning.report import PrunedLinear, PruneReport
 from symprune.pruning.runner import check_windows, runs_by_layer
 from symprune.pruning.sources import GRADIENTS, Calibration, Source, Timed, source_of, windows_of
