@@ -32,6 +32,7 @@ digits = 4
 from symprune import NM, RIA, Recipe, Unstructured, calibrating_in, perplexity, prune
 from symprune.models import copy_weights, load_model, load_tokenizer, restore_weights
 from symprune.paper.compare import paired_logs
+from symprune.paper.mask_figure import kept_weights
 from symprune.text import calibration_windows, evaluation_windows
 
 # %% [markdown]
@@ -66,8 +67,14 @@ print(f"dense perplexity {dense:.{digits}g} over {dense.n_windows} windows, {den
 # %%
 pristine = copy_weights(model)
 with calibrating_in(calibration_dtype):
-    report = prune(model, calibration, Recipe(RIA(alpha=0.5), Unstructured(sparsity=0.6)))
+    report = prune(model, calibration, Recipe(RIA(alpha=0.5), Unstructured(sparsity=0.6)), keep_masks=True)
 report
+
+# %% [markdown]
+# Every row keeps as many weights as every other. Columns do not: inputs that are large keep more of theirs.
+
+# %%
+kept_weights(report.masks[report.linears[0].name], report.linears[0].name)
 
 # %% [markdown]
 # Windows differ far more from each other than models do, so models are compared window by window. The
@@ -85,6 +92,7 @@ print(
 # ## Another pattern
 #
 # 2:4 keeps two of every four consecutive inputs. The weights are put back first: pruning works in place.
+# The report draws how much of its outputs each linear loses on the calibration text.
 
 # %%
 restore_weights(model, pristine)

@@ -2,6 +2,7 @@
 
 from symprune.measure.dense_outputs import DenseOutputs, dense_outputs
 from symprune.measure.experiment import Experiment
+from symprune.measure.finetuned import FineTuned
 from symprune.measure.perplexity import Perplexity, perplexity
 from symprune.measure.protocol import Protocol
 from symprune.measure.questions import Accuracy, MaskOverlap, ScoreTime, WindowLosses
@@ -12,6 +13,7 @@ __all__ = [
     "Accuracy",
     "DenseOutputs",
     "Experiment",
+    "FineTuned",
     "MaskOverlap",
     "Perplexity",
     "Protocol",
