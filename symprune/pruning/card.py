@@ -12,8 +12,8 @@ from symprune.models.load import EMBEDDED
 _BASES = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _LIMITS = """## What it is not
 
-It is no smaller and no faster than the dense model: zeros are stored as any number (`symprune pack` leaves them
-out of the files). Nothing was measured beyond what stands here.
+It is no smaller and no faster than the dense model: zeros are stored as any number (`symprune pack` leaves
+them out of the files). Nothing was measured beyond what stands here.
 
 `symprune.json` is the whole record, `masks.safetensors` holds the masks.
 """
@@ -22,7 +22,8 @@ out of the files). Nothing was measured beyond what stands here.
 def model_card(record: Record) -> str:
     """The README.md of a pruned model's folder, with front matter as model hubs read it, from its record."""
     model = record.run.get("model") or {}
-    name = _BASES.get(model.get("name"), str(model.get("name", "an unnamed model")))
+    named = str(model.get("name", "an unnamed model"))
+    name = _BASES.get(named, named)
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     front |= {"tags": ["pruned", "symprune"]}
     if name.count("/") == 1 and not name.startswith(
@@ -37,7 +38,7 @@ def model_card(record: Record) -> str:
         "Of all matrices of the decoder layers": _percent(metrics.get("overall_sparsity")),
         "Calibration": _calibration(record.run.get("masks_of") or record.run),
         "Perplexity": f"{metrics['perplexity']:.4g}" if "perplexity" in metrics else None,
-        "Made with": f"symprune {(record.meta.get('packages') or {}).get('symprune') or _version()}",
+        "Made with": f"symprune {(record.meta.get('versions') or {}).get('symprune') or _version()}",
     }
     lines = "\n".join(f"- **{title}**: {text}" for title, text in facts.items() if text)
     head = (
