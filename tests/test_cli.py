@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from symprune.base import paths
@@ -224,6 +225,13 @@ def test_linears_are_left_dense_and_have_sparsities_of_their_own_by_name(capsys,
         assert (code, err if not stream else "") == (0, "")
         assert re.search(r"left dense: 7 \(by the recipe\), so \d\d\.\d\d% of all matrices", out), out
         assert call(capsys, "verify", tmp_path / name)[0] == 0
+        card = (tmp_path / name / "README.md").read_text()
+        front = yaml.safe_load(card.split("---\n")[1])
+        assert (front["library_name"], front["tags"]) == ("transformers", ["pruned", "symprune"])
+        assert "base_model" not in front, "a folder is no hub id"
+        assert "`ria, 0.4 per output, layers.0.*: dense, mlp.*: 0.7 per output, q_proj: 2:4`" in card
+        assert "2 windows of 32 tokens" in card
+        assert "no smaller and no faster" in card
         record = json.loads((tmp_path / name / "symprune.json").read_text())
         sparsities = {".".join(n.split(".")[2:]): x for n, x in record["metrics"]["linears"].items()}
         assert not any(name.startswith("0.") for name in sparsities)
@@ -237,7 +245,9 @@ def test_linears_are_left_dense_and_have_sparsities_of_their_own_by_name(capsys,
         capsys, "apply", dense, tmp_path / "in_memory", "--out", tmp_path / "applied", "--json"
     )
     assert (code, json.loads(out)["other_weights"]) == (0, [])
-    assert call(capsys, "diff", tmp_path / "applied", tmp_path / "streamed")[0] == 0
+    assert (tmp_path / "applied/README.md").is_file()
+    code, out, _ = call(capsys, "diff", tmp_path / "applied", tmp_path / "streamed")
+    assert (code, out.splitlines()[1].split()) == (0, ["total", "1.0000", "1.0000"])
 
 
 def test_the_same_command_writes_the_same_weights(capsys, tmp_path, small):

@@ -12,6 +12,7 @@ from symprune.base import progress
 from symprune.base.files import whole_folder
 from symprune.base.records import Record
 from symprune.pruning import mask_files
+from symprune.pruning.card import model_card
 from symprune.pruning.checkpoint import require_saved, some_of
 
 NOTE = "zeros are stored densely: the files are not smaller, and inference is not faster"
@@ -52,10 +53,12 @@ def save_model(out: Path, model, tokenizer, masks: dict, record: Record) -> None
 
 
 def save_beside(folder: Path, tokenizer, record: Record) -> None:
-    """Write what lies beside the weights and the masks: tokenizer and record."""
+    """Write what lies beside the weights and the masks: tokenizer, record, and a card where there is none."""
     with models.quiet_transformers():
         tokenizer.save_pretrained(folder)
     (folder / _RECORD).write_text(record.to_json())
+    if not (card := folder / "README.md").exists():
+        card.write_text(model_card(record), encoding="utf-8")
 
 
 def tell(args: argparse.Namespace, news: object) -> None:
