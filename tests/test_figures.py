@@ -7,11 +7,14 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from symprune.methods.recipe import REFINERS
 from symprune.methods.scores import SCORES
 from symprune.paper import differences, figures, style
+from symprune.paper.frontier import frontier, unbeaten
 
 SIDES = {"wanda": 0.0, "ria": -0.05, "stochria": 0.1, "magnitude": 2.0}
 
@@ -219,3 +222,26 @@ def test_a_notebook_shows_a_picture_and_then_its_caption(capsys):
     assert shown.index("Figure") < shown.index("Markdown")
     assert picture.caption == "Height, against x: means of one measurement each."
     assert picture.alt == "Curves against x. height, ria: 1 at 1, 2 at 2."
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=8))
+def test_the_frontier_is_what_no_other_beats_in_both(points):
+    frame = pd.DataFrame(points, columns=["cost", "value"])
+    best = set(unbeaten(frame, "cost", "value").itertuples(index=False, name=None))
+    for cost, value in points:
+        beaten = any((c <= cost and v < value) or (c < cost and v <= value) for c, v in points)
+        assert ((cost, value) in best) == (not beaten)
+
+
+def test_the_frontier_shows_every_way_and_says_what_it_joins():
+    rows = pd.DataFrame(
+        [("0.6 per output", way, 10.0 * i, 2.0 * i, 90.0 - i) for i, way in enumerate("abc", start=1)],
+        columns=["pattern", "way", "seconds", "gib", "perplexity"],
+    )
+    picture = frontier(rows, {"seconds": "seconds", "gib": "GiB"}, "perplexity", "perplexity", "way")
+    assert len(picture.figure.axes) == 2
+    for ax, cost in zip(picture.figure.axes, ("seconds", "gib"), strict=True):
+        drawn = [tuple(map(float, line.get_xydata()[0])) for line in ax.lines if len(line.get_xydata()) == 1]
+        assert np.allclose(drawn, rows[[cost, "perplexity"]])
+    assert "nothing beats" in picture.caption
+    assert "a: 89" in picture.alt

@@ -1,0 +1,92 @@
+"""What quality costs: recipes by what they leave of a model, and by the seconds and bytes that they take."""
+
+from collections.abc import Sequence
+from math import nan
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from symprune.measure import Protocol
+from symprune.methods.recipe import Recipe
+from symprune.methods.sketch import rank_in
+from symprune.models.load import DTYPES, locate
+from symprune.paper.style import GREYS, STYLE, Picture, plain_log_ticks
+from symprune.pruning.checkpoint import skeleton
+from symprune.pruning.cost import GIB, Cost, Shape
+from symprune.pruning.sources import GRADIENTS
+
+
+def predicted_gib(recipes: Sequence[Recipe | None], model: str, protocol: Protocol) -> list[float]:
+    """GiB at the peak of pruning a model in memory by each recipe, as the cost model has it (None: nan)."""
+    shape = Shape.of(skeleton(locate(model), protocol.dtype))
+    passes = {"pruned": 2, "dense": 1}[protocol.propagate]
+    return [
+        nan
+        if recipe is None
+        else Cost(
+            shape,
+            protocol.n_calib,
+            protocol.seq_len,
+            DTYPES[protocol.dtype].itemsize,
+            protocol.batch_size,
+            passes if recipe.uses else 0,
+            gram="gram" in recipe.uses,
+            rank=rank_in(recipe.uses),
+            computed=DTYPES[protocol.calibration_dtype or protocol.dtype].itemsize,
+            iterations=getattr(recipe.update, "max_iterations", 1) if recipe.update else 0,
+            gradients=GRADIENTS in recipe.uses,
+        ).in_memory
+        / GIB
+        for recipe in recipes
+    ]
+
+
+def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, hue: str) -> Picture:
+    """A panel per pattern and cost: a point per value of `hue`, and a staircase through those that nothing
+    beats in both.
+
+    axes: column of a cost -> label of its axis. Rows are averaged over draws, as geometric means.
+    """
+    patterns = list(rows["pattern"].unique())
+    names = list(rows[hue].unique())
+    with plt.rc_context(STYLE):
+        fig, grid = plt.subplots(
+            len(patterns),
+            len(axes),
+            figsize=(3.3 * len(axes), 2.9 * len(patterns)),
+            squeeze=False,
+            layout="constrained",
+        )
+        for pattern, line in zip(patterns, grid, strict=True):
+            of = rows[rows["pattern"] == pattern]
+            points = np.exp(np.log(of[[value, *axes]]).groupby(of[hue], sort=False).mean())
+            for (cost, title), ax in zip(axes.items(), line, strict=True):
+                for place, name in enumerate(names):
+                    if name in points.index:
+                        at = points.loc[name]
+                        colour, marker = _POINTS[place % len(_POINTS)]
+                        ax.plot(at[cost], at[value], marker, color=colour, markersize=6, label=name)
+                best = unbeaten(points, cost, value)
+                ax.step(best[cost], best[value], where="post", color="#999999", linewidth=1, zorder=0)
+                ax.set(xlabel=title, ylabel=label, title=pattern, xscale="log", yscale="log")
+                plain_log_ticks(ax, "x")
+                plain_log_ticks(ax, "y")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    spoken = "; ".join(f"{name}: {rows[rows[hue] == name][value].mean():.4g}" for name in names)
+    caption = (
+        f"{label} against {' and against '.join(axes.values())}, both logarithmic, lower is better; geometric"
+        " means over draws. The line joins what nothing beats in both."
+    )
+    return Picture(fig, caption[:1].upper() + caption[1:], f"Points. {label}: {spoken}.")
+
+
+def unbeaten(points: pd.DataFrame, cost: str, value: str) -> pd.DataFrame:
+    """The rows than which no other has both a lower value and a cost as low, by rising cost."""
+    ordered = points.sort_values([cost, value])
+    return ordered[ordered[value] < ordered[value].astype(float).cummin().shift(fill_value=np.inf)]
+
+
+_COLOURS = ("#999999", "#0072B2", "#D55E00", "#E0218A", "#1B2A6B", "#009E73", "#E69F00", "#5E7A1F")
+_POINTS = [(colour, marker) for (_, marker), colour in zip(GREYS * 2, _COLOURS, strict=False)]
