@@ -595,13 +595,14 @@ def test_a_checkpoint_of_another_shape_is_refused(refused, checkpoint, corpus, t
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("score", ["magnitude", "ria"])
-def test_a_weight_that_is_not_finite_is_named(refused, small, checkpoint, tmp_path, value, score):
-    folder = broken(
-        checkpoint, tmp_path / "model", **{"model.layers.1.mlp.down_proj.weight": first_entry(value)}
-    )
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight", "model.norm.weight"],
+)
+def test_a_weight_that_is_not_finite_is_named(refused, small, checkpoint, tmp_path, value, score, name):
+    folder = broken(checkpoint, tmp_path / "model", **{name: first_entry(value)})
     line = refused(small[0], folder, *small[2:], "--score", score)
-    assert "NaN or inf" in line
-    assert "model.layers.1.mlp.down_proj" in line
+    assert f"NaN or inf in {name}" in line
 
 
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
@@ -611,7 +612,7 @@ def test_activations_that_are_not_finite_name_the_linear_that_receives_them(
     folder = broken(
         checkpoint,
         tmp_path / "model",
-        **{"model.layers.1.post_attention_layernorm.weight": first_entry(float("inf"))},
+        **{"model.layers.1.post_attention_layernorm.weight": lambda w: torch.full_like(w, 3e38)},
     )
     line = refused(small[0], folder, *small[2:], "--propagate", propagate)
     assert "NaN or inf in the inputs of" in line

@@ -280,17 +280,23 @@ def test_a_skeleton_runs_on_random_weights_in_the_memory_of_its_largest_tensor(t
     assert all(tensor.is_meta and tensor is before[name] for name, tensor in after.items())
 
 
-def test_a_missing_tensor_and_a_broken_weight_are_named(tmp_path):
+@pytest.mark.parametrize(
+    "broken",
+    ["model.layers.2.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight", "model.norm.weight"],
+)
+def test_a_missing_tensor_and_a_broken_weight_are_named(tmp_path, broken):
     from safetensors.torch import save_file
 
     name = saved(tmp_path)
     files = {file: load_file(file) for file in sorted((tmp_path / "dense").glob("*.safetensors"))}
-    lost, broken = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.weight"
+    lost = "model.layers.1.mlp.up_proj.weight"
     (file,) = [file for file, tensors in files.items() if broken in tensors]
-    files[file][broken][0, 0] = float("nan")
+    files[file][broken].view(-1)[0] = float("nan")
     save_file(files[file], file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"layers\.2\.mlp\.down_proj"):
-        prune_checkpoint(name, tmp_path / "out", tiny.windows(2), WANDA)
+    for recipe in (WANDA, Recipe("magnitude")):
+        with pytest.raises(UserError, match=f"NaN or inf in {broken}"):
+            prune_checkpoint(name, tmp_path / "out", tiny.windows(2), recipe)
+    assert not (tmp_path / "out").exists()
     (file,) = [file for file, tensors in files.items() if lost in tensors]
     save_file({key: tensor for key, tensor in files[file].items() if key != lost}, file, {"format": "pt"})
     with pytest.raises(UserError, match=lost):

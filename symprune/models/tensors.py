@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import re
 import types
 from collections.abc import Collection, Iterator, Mapping
@@ -32,6 +33,14 @@ def _by_transformers() -> Iterator[None]:
             f"transformers {__version__} reads a model's files otherwise than is known here ({error}): take"
             f" one of {_TRIED}"
         ) from error
+
+
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError, naming the tensor, for a NaN or inf in what is read or pruned."""
+    for name, tensor in tensors.items():
+        numbers = tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
+        if numbers and not all(map(math.isfinite, torch.aminmax(tensor.detach()))):  # one pass: NaN goes on
+            raise UserError(f"NaN or inf in {name}: the checkpoint is broken")
 
 
 @dataclass

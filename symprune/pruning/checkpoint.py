@@ -16,7 +16,7 @@ from symprune.base.files import short_sha256
 from symprune.models.folder import INDEX
 from symprune.models.layers import decoder_layers
 from symprune.models.load import DTYPES, quiet_transformers
-from symprune.models.tensors import ModelTensors
+from symprune.models.tensors import ModelTensors, require_finite
 
 
 def skeleton(folder: Path, dtype: str = "float32") -> nn.Module:
@@ -82,6 +82,7 @@ class Checkpoint:
         self._tensors = ModelTensors(folder, model, DTYPES[dtype])
         self.largest_merge = self._tensors.largest_merge
         prefixes = {module: name for name, module in model.named_modules()}
+        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._layers = decoder_layers(model)
         self._prefix = [f"{prefixes[layer]}." for layer in self._layers]
         tied = _tied(model)
@@ -167,7 +168,9 @@ class Checkpoint:
         self._loaded.add(index)
 
     def _read(self, names: list[str]) -> dict[str, Tensor]:
-        return self._tensors.read(names, self._device)
+        found = self._tensors.read(names, self._device)
+        require_finite({name: tensor for name, tensor in found.items() if name in self._parameters})
+        return found
 
 
 class Writer:

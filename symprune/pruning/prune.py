@@ -28,6 +28,7 @@ from symprune.models.layers import (
     weight_view,
 )
 from symprune.models.precision import as_calibrated, calibration_dtype
+from symprune.models.tensors import require_finite
 from symprune.pruning.checks import check_layers, check_weights
 from symprune.pruning.cost import batch_size_of
 from symprune.pruning.journal import Journal, Resumed, hash_tensors
@@ -80,6 +81,7 @@ def prune(
     check_layers(layers, calibration, recipe, propagate)
     for linears in layers:
         check_weights(linears)
+    require_finite(dict(model.named_parameters()))
     require_causal(model)
     start, windows = time.perf_counter(), windows_of(calibration, recipe)
     if windows is not None:
