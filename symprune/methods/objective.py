@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from symprune.base.types import Scores, Weight
+from symprune.base.types import Mask, Scores, Weight
 from symprune.methods.stats import LayerStats, at_least_float32
 
 InputSide = Float[Tensor, "tokens d_in"]
 OutputSide = Float[Tensor, "d_out d"]
+_ROWS = 256  # of a weight at a time, where copies of all would be too large
 
 
 def objective(
@@ -39,14 +40,17 @@ def removal_cost(weight: Weight, X: InputSide, Y: OutputSide, squared: bool = Fa
     return weight.square() * (x.square() + y.square()) if squared else weight.abs() * (x + y)
 
 
-def relative_loss(weight: Weight, pruned: Weight, stats: LayerStats) -> float:
-    """||X (pruned - weight)^T||_F / ||X weight^T||_F over the inputs behind the statistics.
+def relative_loss(weight: Weight, new: Weight, mask: Mask, stats: LayerStats) -> float:
+    """||X (new * mask - weight)^T||_F / ||X weight^T||_F over the inputs behind the statistics.
 
     Exact if they hold the Gram matrix; if not, inputs are taken as uncorrelated, and ||X D^T||_F^2 as the sum
     of D[i, j]^2 x[j]^2. It is 0 where X weight^T is.
     """
-    weight, pruned = at_least_float32(weight), at_least_float32(pruned)
-    lost, whole = _squared_outputs(pruned - weight, stats), _squared_outputs(weight, stats)
+    lost = whole = 0.0
+    for rows in zip(*(of.split(_ROWS) for of in (weight, new, mask)), strict=True):  # copies stay small
+        before, after = at_least_float32(rows[0]), at_least_float32(rows[1]) * rows[2]
+        lost += _squared_outputs(after - before, stats)
+        whole += _squared_outputs(before, stats)
     return math.sqrt(max(lost, 0.0) / whole) if whole > 0 else 0.0
 
 

@@ -211,16 +211,16 @@ def _mask_linear(
         refined=refined,
         n_tokens=stats and stats.n_tokens,
         updated=update and update.summary(),
-        loss=_loss(weight, weight * mask if update is None else update.weight, stats, recipe),
+        loss=_loss(weight, weight if update is None else update.weight, mask, stats, recipe),
     )
     return mask, update and update.weight, told
 
 
-def _loss(weight: Weight, pruned: Weight, stats: LayerStats | None, recipe: Recipe) -> float | None:
+def _loss(weight: Weight, new: Weight, mask: Mask, stats: LayerStats | None, recipe: Recipe) -> float | None:
     """What a linear's outputs lose (None: unknown), exactly if the recipe reads the Gram matrix anyway."""
     if stats is None or _unreached(stats):
         return None
-    return relative_loss(weight, pruned, stats if "gram" in recipe.uses else replace(stats, gram=None))
+    return relative_loss(weight, new, mask, stats if "gram" in recipe.uses else replace(stats, gram=None))
 
 
 def _unreached(stats: LayerStats | None) -> bool:
