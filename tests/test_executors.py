@@ -3,9 +3,7 @@ dies.
 """
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -15,47 +13,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from executing import RECIPES, TOY, WANDA, command
 
-from symprune import NM, RIA, Magnitude, Recipe, UserError, Wanda
-from symprune.base.records import Store, run_key
+from symprune import UserError
+from symprune.base.records import run_key
 from symprune.cli import main
-from symprune.measure import Accuracy, Experiment, Protocol, WindowLosses, executors
+from symprune.measure import Experiment, Protocol, WindowLosses, executors
 from symprune.measure.executors import Ray, Shard
 from symprune.measure.experiment import Cell
-from symprune.text.tasks import CONTINUATION
-
-MAGNITUDE, WANDA, RIA_NM = Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA(), NM(2, 4))
-RECIPES = [None, MAGNITUDE, WANDA, RIA_NM]
-TOY = [None, MAGNITUDE, WANDA, Recipe(RIA())]  # what the toy notebook asks first
-
-
-@pytest.fixture
-def protocol(protocol, tmp_path, monkeypatch) -> dict:
-    """With a cache of its own that workers, who are other processes, are told of."""
-    monkeypatch.setenv("SYMPRUNE_CACHE", str(tmp_path / "cache"))
-    return protocol
-
-
-def answers(experiment: Experiment) -> dict:
-    """What the records of an experiment say, without times and places."""
-    return {
-        r.key: {name: value for name, value in r.metrics.items() if not name.startswith("seconds")}
-        for r in experiment.store
-    }
-
-
-def command(*words: str, root: Path, **variables: str) -> subprocess.Popen:
-    """`symprune` in a process of its own."""
-    program = "import sys; from symprune.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "SYMPRUNE_ROOT": str(root), "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
 
 # Shards.
 
@@ -114,67 +79,6 @@ def test_what_a_dead_process_was_measuring_is_waited_for_and_taken_over(protocol
     assert len(rows) == 6
     # the others did not wait for it
     assert set(rows["record"]) - set(there_when_killed) == {run_key(asked)}
-
-
-NOTEBOOK = """# ---
-# jupyter:
-#   kernelspec:
-#     display_name: Python 3 (ipykernel)
-#     language: python
-#     name: python3
-# ---
-
-# %% tags=["parameters"]
-profile = "smoke"
-models = []
-calibration_corpus = ""
-
-# %%
-from dataclasses import replace
-from symprune import RIA, Magnitude, Recipe, Wanda
-from symprune.base import records
-from symprune.measure import Experiment, Protocol
-from symprune.paper.tables import save_table
-
-put = records.Store.put
-
-
-def logged(store, record):
-    with open({log!r}, "a") as file:
-        file.write(record.key + chr(10))
-    return put(store, record)
-
-
-records.Store.put = logged
-protocol = Protocol.of(globals(), evaluation_corpus=calibration_corpus, n_calib=2, n_eval=2, seq_len=32)
-experiment = Experiment(protocol)
-rows = experiment.run([None, Recipe(Magnitude()), Recipe(Wanda()), Recipe(RIA())])
-
-# %%
-more = Experiment(replace(protocol, n_calib=3)).run([Recipe(Magnitude()), Recipe(Wanda())])
-save_table(rows[["method", "seed", "perplexity", "record"]], profile, "02_toy")
-save_table(more[["method", "seed", "perplexity", "record"]], profile, "02_more")
-"""
-
-
-@pytest.fixture
-def project(tmp_path, checkpoint, corpus, monkeypatch) -> Path:
-    """A project of one notebook with two experiments, which writes down the key of every record that it
-    measures.
-    """
-    root = tmp_path / "project"
-    for folder in ("notebooks", "papermill_params"):
-        (root / folder).mkdir(parents=True)
-    values = {"profile": "smoke", "models": [str(checkpoint)], "calibration_corpus": str(corpus)}
-    (root / "papermill_params/smoke.yaml").write_text(yaml.safe_dump(values))
-    (root / "notebooks/02_toy.py").write_text(NOTEBOOK.replace("{log!r}", repr(str(tmp_path / "measured"))))
-    for name, folder in {
-        "ROOT": root,
-        "NOTEBOOKS": root / "notebooks",
-        "PARAMS": root / "papermill_params",
-    }.items():
-        monkeypatch.setattr(f"symprune.base.paths.{name}", folder)
-    return root
 
 
 def test_two_shards_measure_everything_once_and_leave_the_drawing_to_a_plain_run(
@@ -321,120 +225,3 @@ def test_options_that_do_not_go_together_are_refused(words, message, capsys):
         code = exit.code
     assert code == 2
     assert re.search(message, capsys.readouterr().err)
-
-
-# Ray.
-
-
-def test_without_ray_the_extra_is_named(protocol, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'symprune\[ray\]'"):
-        Experiment(Protocol(**protocol)).run([None], executor=Ray())
-
-
-def test_what_is_on_record_needs_no_cluster(protocol, monkeypatch):
-    Experiment(Protocol(**protocol)).run([None])
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert len(Experiment(Protocol(**protocol)).run([None], executor=Ray())) == 1
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A real Ray of two workers, on this machine."""
-    ray = pytest.importorskip("ray")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns
-        # its daemons have to be up within fixed times, which a busy machine may miss
-        for attempts_left in (2, 1, 0):
-            try:
-                ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-                break
-            except Exception:
-                ray.shutdown()
-                if not attempts_left:
-                    raise
-        yield ray
-        ray.shutdown()
-
-
-def test_ray_leaves_the_records_of_a_local_run_and_a_killed_worker_is_replaced(
-    cluster, protocol, tmp_path, monkeypatch
-):
-    here = Experiment(Protocol(**{**protocol, "profile": "here"}))
-    expected = here.run(RECIPES)
-    there = Experiment(Protocol(**{**protocol, "profile": "there"}))
-    killed, log = tmp_path / "killed", tmp_path / "log"
-
-    def with_a_kill(measure, cells, state):
-        def measure_or_die(cell):
-            with open(log, "a") as file:
-                file.write(f"{cell.seed} {os.getpid()}\n")
-            # the last of this group: the one before is on record
-            if cell == cells[-1] and not killed.exists():
-                killed.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            measure(cell)
-
-        Ray(retries=1)(measure_or_die, cells, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("symprune.models.load_model", None)  # not in this process
-        rows = there.run(RECIPES, executor=with_a_kill)
-    assert killed.exists()
-    assert answers(there) == answers(here)
-    assert len(answers(there)) == 6
-    assert rows["record"].tolist() == expected["record"].tolist()
-    workers = [line.split() for line in log.read_text().splitlines()]
-    assert len({pid for seed, pid in workers if seed == "1"}) == 2  # it died, and another took its place
-    assert [seed for seed, _ in workers].count("0") == 4
-    assert [seed for seed, _ in workers].count("1") == 4
-    first = there.record(protocol["models"][0], WANDA, 1)
-    file = there.store.folder / f"{first.key}.json"
-    # what was on record when it died was not measured again
-    assert file.stat().st_mtime <= killed.stat().st_mtime
-
-
-def test_what_a_task_raises_is_raised_here_after_the_others_have_ended(cluster, protocol):
-    # longer than the model's positions
-    experiment = Experiment(Protocol(**{**protocol, "seq_len": 200, "eval_seq_len": 32}))
-    with pytest.raises(UserError, match=r"^seq_len 200 is above the 128 positions"):
-        experiment.run([WANDA, None], executor=Ray())
-
-
-def test_a_task_whose_workers_all_die_is_named(cluster):
-    def always_killed(*_):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with pytest.raises(RuntimeError, match="that measured tiny, seed 3, died 1 times"):
-        Ray(retries=0)(always_killed, [Cell("tiny", 3, None, WindowLosses())], lambda cell: "missing")
-
-
-def test_zero_shot_scores_of_workers_are_those_of_a_local_run(cluster, protocol, monkeypatch):
-    recipes, accuracy = [None, WANDA], Accuracy(CONTINUATION, limit=3, batch_size=2)
-    here, there = (Experiment(Protocol(**{**protocol, "profile": profile})) for profile in ("here", "there"))
-    expected = here.run(recipes, accuracy)
-    with monkeypatch.context() as patch:
-        patch.setattr("symprune.models.load_model", None)  # not in this process
-        rows = there.run(recipes, accuracy, executor=Ray())
-    assert rows["record"].tolist() == expected["record"].tolist()
-    assert answers(there) == answers(here)
-    assert len(answers(there)) == 3
-
-
-def test_reproduce_sends_its_work_to_the_cluster_at_an_address(cluster, project, tmp_path):
-    """From a process that is none of the cluster's: the notebook's kernel measures nothing, and draws what
-    the workers left.
-    """
-    address = cluster.get_runtime_context().gcs_address
-    asked = command(
-        "reproduce", "--profile", "smoke", "--json", "--executor", "ray", "--address", address, root=project
-    )
-    _, err = asked.communicate(timeout=300)
-    assert asked.returncode == 0, err
-    records = list(Store(project / "results/smoke/records"))
-    assert len(records) == 8
-    assert not (tmp_path / "measured").exists()  # the kernel would have written down what it measures
-    assert {file.stem for file in (project / "figures/smoke").glob("table_*.csv")} == {
-        "table_02_toy",
-        "table_02_more",
-    }

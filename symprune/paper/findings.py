@@ -12,10 +12,10 @@ SHOWN_FIRST = (  # in the README
     "ria_below_wanda",
     "stochria_close_to_ria",
     "stochria_below_ria",
-    "ria_alpha",
     "refined_below_start",
     "r2dsnot_below_dsnot",
     "exact_swap_below_start",
+    "refit_below_mask",
 )
 
 
