@@ -54,6 +54,8 @@ from symprune.paper.tables import save_table, spread_table
 # %%
 experiment = Experiment(Protocol.of(globals()))
 rows = experiment.run([Recipe(Wanda(), NM(2, 4))], FineTuned(finetune_windows, finetune_rank))
+made = ["dense", "pruned", "fine-tuned, merged", "masked again"]
+rows = rows.set_index("stage").loc[made].reset_index()  # in the order in which they were made
 
 # %% [markdown]
 # ## Perplexity

@@ -8,7 +8,7 @@ import pytest
 from symprune import NM, Magnitude, Recipe, Unstructured, Wanda
 from symprune.base import paths
 from symprune.base.records import read_lines
-from symprune.measure import Accuracy, Experiment, MaskOverlap, Protocol, ScoreTime, WindowLosses
+from symprune.measure import Accuracy, Experiment, FineTuned, MaskOverlap, Protocol, ScoreTime, WindowLosses
 from symprune.measure.experiment import Cell
 from symprune.measure.refinement_terms import RefinementTerms
 from symprune.methods.recipe import build
@@ -71,6 +71,9 @@ def cell_of(run: dict) -> tuple[Protocol, Cell]:
     elif "terms" in run:
         measurement = RefinementTerms(run["terms"]["cycles"], run["terms"]["n_layers"])
         subject = tuple(Recipe.from_dict(recipe) for recipe in run["terms"]["recipes"])
+    elif "finetuning" in run:
+        lora = run["finetuning"]["lora"]
+        measurement = FineTuned(lora["n_windows"], lora["rank"], lora["rate"])
     elif "zero_shot" in run:
         measurement = Accuracy(run["zero_shot"]["task"], run["zero_shot"]["limit"])
     return protocol, Cell(run["model"]["name"], protocol.seeds[0], subject, measurement)

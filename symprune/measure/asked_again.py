@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from symprune.base.records import Record
 from symprune.measure.experiment import Cell, Experiment
+from symprune.measure.finetuned import FineTuned
 from symprune.measure.protocol import Protocol
 from symprune.measure.questions import Accuracy, MaskOverlap, WindowLosses
 from symprune.measure.refinement_terms import RefinementTerms
@@ -31,6 +32,9 @@ def cell_of(
         reference = {"model": run["model"], **run["reference"]}
         measurement = MaskOverlap(replace(_protocol(protocol, reference), seeds=(_seed(reference),)))
         subject = (subject, _recipe(reference))
+    elif "finetuning" in run:
+        lora = run["finetuning"]["lora"]
+        measurement = FineTuned(lora["n_windows"], lora["rank"], lora["rate"])
     elif "terms" in run:
         measurement = RefinementTerms(tuple(run["terms"]["cycles"]), run["terms"]["n_layers"])
         subject = tuple(Recipe.from_dict(plain) for plain in run["terms"]["recipes"])
