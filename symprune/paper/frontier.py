@@ -11,7 +11,7 @@ from symprune.measure import Protocol
 from symprune.methods.recipe import Recipe
 from symprune.methods.sketch import rank_in
 from symprune.models.load import DTYPES, locate
-from symprune.paper.style import GREYS, STYLE, Picture, plain_log_ticks
+from symprune.paper.style import GREYS, METHODS, STYLE, Picture, plain_log_ticks
 from symprune.pruning.checkpoint import skeleton
 from symprune.pruning.cost import GIB, Cost, Shape
 from symprune.pruning.sources import GRADIENTS
@@ -50,6 +50,7 @@ def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, h
     """
     patterns = list(rows["pattern"].unique())
     names = list(rows[hue].unique())
+    styles = _styles(names)
     with plt.rc_context(STYLE):
         fig, grid = plt.subplots(
             len(patterns),
@@ -62,11 +63,10 @@ def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, h
             of = rows[rows["pattern"] == pattern]
             points = np.exp(np.log(of[[value, *axes]]).groupby(of[hue], sort=False).mean())
             for (cost, title), ax in zip(axes.items(), line, strict=True):
-                for place, name in enumerate(names):
+                for name in names:
                     if name in points.index:
                         at = points.loc[name]
-                        colour, marker = _POINTS[place % len(_POINTS)]
-                        ax.plot(at[cost], at[value], marker, color=colour, markersize=6, label=name)
+                        ax.plot(at[cost], at[value], markersize=6, label=name, **styles[name])
                 best = unbeaten(points, cost, value)
                 ax.step(best[cost], best[value], where="post", color="#999999", linewidth=1, zorder=0)
                 ax.set(xlabel=title, ylabel=label, title=pattern, xscale="log", yscale="log")
@@ -88,5 +88,16 @@ def unbeaten(points: pd.DataFrame, cost: str, value: str) -> pd.DataFrame:
     return ordered[ordered[value] < ordered[value].astype(float).cummin().shift(fill_value=np.inf)]
 
 
-_COLOURS = ("#999999", "#0072B2", "#D55E00", "#E0218A", "#1B2A6B", "#009E73", "#E69F00", "#5E7A1F")
-_POINTS = [(colour, marker) for (_, marker), colour in zip(GREYS * 2, _COLOURS, strict=False)]
+_CALLED = {"swaps": "exact_swap", "both sides": "symmetric_refit", "sequential": "sparsegpt"}
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict]:
+    """The look of what was done last; not filled where others ended with the same."""
+    styles: dict[str, dict] = {}
+    for name in names:
+        last = name.rsplit(", ", 1)[-1]
+        colour, marker = METHODS.get(_CALLED.get(last, last), GREYS[0])
+        again = any(colour == style["color"] for style in styles.values())
+        face = "white" if again else colour
+        styles[name] = {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": "none"}
+    return styles

@@ -39,6 +39,7 @@ METHODS = {
     "exact_swap": ("#E0218A", "^"),
     "sketch_swap": ("#8F7CF7", "v"),
     "refit": ("#1B2A6B", "P"),
+    "symmetric_refit": ("#00A0B0", "*"),
     "sparsegpt": ("#5E7A1F", "X"),
 }
 # What is no method, such as a group or a norm, has none of their colours.
