@@ -1,3 +1,4 @@
+# ruff: noqa: F811
 """Experiments measured elsewhere leave the records that one process leaves, each measured once, whoever
 dies.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from executing import RECIPES, TOY, WANDA, command
+from executing import RECIPES, TOY, WANDA, command, project, protocol  # noqa: F401
 
 from symprune import UserError
 from symprune.base.records import run_key

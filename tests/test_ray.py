@@ -1,3 +1,4 @@
+# ruff: noqa: F811
 """Experiments measured on a Ray cluster leave the records that one process leaves, whoever dies."""
 
 import os
@@ -5,7 +6,7 @@ import signal
 import sys
 
 import pytest
-from executing import RECIPES, WANDA, answers, command
+from executing import RECIPES, WANDA, answers, command, project, protocol  # noqa: F401
 
 from symprune import UserError
 from symprune.base.records import Store
