@@ -67,6 +67,7 @@ class SketchSwap:
 def approximate_gram(stats: LayerStats, rank: int) -> Float[Tensor, "d_in d_in"]:
     """n mu mu^T + F F^T, its diagonal raised to the exact one: positive semidefinite whatever the rank.
 
+    Where rounding has put a channel above its own norm (a nearly singular sketch in float32), it is shrunk.
     0 leaves F out, and all that is not mean is diagonal; d_in gives G. In the dtype of the norms; beside the
     result and F nothing of its size is held.
     """
@@ -78,6 +79,8 @@ def approximate_gram(stats: LayerStats, rank: int) -> Float[Tensor, "d_in d_in"]
         gram = torch.addmm(sketch.to(norm), root, root.T)
     else:
         factor = torch.cat((factor_of(sketch, rank, torch.finfo(norm.dtype).eps).to(norm), root), dim=1)
+        excess = factor.square().sum(dim=1) / norm.square()
+        factor = torch.where(excess[:, None] > 1, factor / excess.sqrt()[:, None], factor)
         gram = factor @ factor.T
     diagonal = gram.diagonal()
     diagonal.copy_(diagonal.maximum(norm.square()))
