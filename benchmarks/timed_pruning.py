@@ -13,7 +13,7 @@ from torch import nn
 from symprune import Recipe, prune
 from symprune.models.layers import decoder_layers, named_linears
 from symprune.models.load import DTYPES
-from symprune.pruning.cost import Cost, Shape, batch_size_of, seconds_of
+from symprune.pruning.cost import Cost, Shape, asked_by, batch_size_of, seconds_of
 from symprune.pruning.runner import LayerRunner
 
 SIZES = {  # hidden size, width of the MLP, decoder layers, heads, vocabulary
@@ -115,7 +115,7 @@ def pruned(
     parameter, passes = next(model.parameters()), {"pruned": 2, "dense": 1}[propagate] if recipe.uses else 0
     chosen = min(batch_size_of(batch_size, model, windows), len(windows))
     sizes = {"itemsize": parameter.element_size(), "batch_size": chosen, "passes": passes}
-    cost = Cost(Shape.of(model), *windows.shape, **sizes, gram="gram" in recipe.uses)
+    cost = Cost(Shape.of(model), *windows.shape, **sizes, **asked_by(recipe))
 
     def work() -> dict:
         report = prune(model, windows, recipe, propagate, batch_size=batch_size)

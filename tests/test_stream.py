@@ -36,9 +36,9 @@ from symprune.models.layers import decoder_layers, linears_by_layer, named_linea
 from symprune.models.load import load_model
 from symprune.pruning.calibrate import collecting, gather
 from symprune.pruning.checkpoint import random_weights, skeleton
-from symprune.pruning.cost import Cost, Shape, plan
+from symprune.pruning.cost import Cost, Shape
 from symprune.pruning.runner import LayerRunner
-from symprune.pruning.stream import OnDisk, StreamedRun, Streaming, prune_checkpoint
+from symprune.pruning.stream import OnDisk, StreamedRun, Streaming, plan, prune_checkpoint
 
 WANDA = Recipe(Wanda(), Unstructured(0.5))
 

@@ -7,6 +7,7 @@ from symprune.measure.experiment import Cell, Experiment
 from symprune.measure.finetuned import FineTuned
 from symprune.measure.protocol import Protocol
 from symprune.measure.questions import Accuracy, MaskOverlap, WindowLosses
+from symprune.measure.record_rows import recipe_of
 from symprune.measure.refinement_terms import RefinementTerms
 from symprune.measure.same_code import first_difference, kinds, repeatable, sample
 from symprune.methods.recipe import Recipe
@@ -25,13 +26,13 @@ def cell_of(
         return None
     protocol, seed = _protocol(protocol, run), _seed(run)
     measurement: object = WindowLosses()
-    subject: object = _recipe(run)
+    subject: object = recipe_of(run)
     if "zero_shot" in run:
         measurement = Accuracy(run["zero_shot"]["task"], run["zero_shot"]["limit"], protocol.batch_size)
     elif "reference" in run:
         reference = {"model": run["model"], **run["reference"]}
         measurement = MaskOverlap(replace(_protocol(protocol, reference), seeds=(_seed(reference),)))
-        subject = (subject, _recipe(reference))
+        subject = (subject, recipe_of(reference))
     elif "finetuning" in run:
         lora = run["finetuning"]["lora"]
         measurement = FineTuned(lora["n_windows"], lora["rank"], lora["rate"])
@@ -66,10 +67,6 @@ def verify_records(protocol: Protocol, records: list[Record]) -> tuple[int, list
         if name := first_difference(record, of[record.key].measure_again(cell)):
             findings.append(f"{cell}: {name} is measured otherwise ({', '.join(sorted(kinds(cell)))})")
     return len(chosen), findings
-
-
-def _recipe(run: dict) -> Recipe | None:
-    return Recipe.from_dict(run["recipe"]) if run.get("recipe") else None
 
 
 def _seed(run: dict) -> int:

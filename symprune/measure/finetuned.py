@@ -47,9 +47,8 @@ def fine_tuned(
     linears = [name for name, linear in models.named_linears(model).items() if isinstance(linear, nn.Linear)]
     device = next(model.parameters()).device
     with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # peft asks transformers by a name that it has given up
+        # peft asks transformers by a name that it has given up
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(
             model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linears, task_type="CAUSAL_LM")
@@ -100,7 +99,7 @@ class FineTuned:
 
     def rows(self, record: Record) -> list[dict]:
         """A row for each stage."""
-        recipe = recipe_of(record)
+        recipe = recipe_of(record.run)
         return [
             {
                 **name_columns(record, recipe),

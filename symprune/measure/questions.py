@@ -76,7 +76,7 @@ class WindowLosses:
 
     def rows(self, record: Record) -> list[dict]:
         """One row."""
-        recipe = recipe_of(record)
+        recipe = recipe_of(record.run)
         row = {
             **name_columns(record, recipe),
             "sparsity": record.metrics.get("sparsity", 0.0),
@@ -125,7 +125,7 @@ class Accuracy:
 
     def rows(self, record: Record) -> list[dict]:
         """One row."""
-        recipe = recipe_of(record)
+        recipe = recipe_of(record.run)
         row = {
             **name_columns(record, recipe),
             "sparsity": record.metrics.get("sparsity", 0.0),

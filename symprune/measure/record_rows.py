@@ -13,9 +13,9 @@ def hyperparameter_columns(part: str, method: Any) -> dict:
     return {f"{part}.{f.name}": value for f, value in hyperparameters(method)} if method else {}
 
 
-def recipe_of(record: Record) -> Recipe | None:
-    """The recipe that was asked about; None: the dense model."""
-    return Recipe.from_dict(record.run["recipe"]) if record.run["recipe"] else None
+def recipe_of(run: dict) -> Recipe | None:
+    """The recipe that a question is about; None: the dense model, or another kind of question."""
+    return Recipe.from_dict(run["recipe"]) if run.get("recipe") else None
 
 
 def name_columns(record: Record, recipe: Recipe | None) -> dict:

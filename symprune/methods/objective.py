@@ -47,20 +47,19 @@ def relative_loss(weight: Weight, new: Weight, mask: Mask, stats: LayerStats) ->
     of D[i, j]^2 x[j]^2. It is 0 where X weight^T is.
     """
     lost = whole = 0.0
+    gram = None if stats.gram is None else stats.gram.to(weight.device, at_least_float32(weight[:0]).dtype)
+    energy = stats.input_norm.to(weight.device).double().square()
     for rows in zip(*(of.split(_ROWS) for of in (weight, new, mask)), strict=True):  # copies stay small
         before, after = at_least_float32(rows[0]), at_least_float32(rows[1]) * rows[2]
-        lost += _squared_outputs(after - before, stats)
-        whole += _squared_outputs(before, stats)
+        lost += _squared_outputs(after - before, gram, energy)
+        whole += _squared_outputs(before, gram, energy)
     return math.sqrt(max(lost, 0.0) / whole) if whole > 0 else 0.0
 
 
-def _squared_outputs(weight: Weight, stats: LayerStats) -> float:
-    """||X weight^T||_F^2, as `relative_loss` takes it."""
-    if stats.gram is None:
-        return float(
-            weight.square().sum(dim=0).double() @ stats.input_norm.to(weight.device).double().square()
-        )
-    gram = stats.gram.to(weight.device, weight.dtype)
+def _squared_outputs(weight: Weight, gram: Tensor | None, energy: Tensor) -> float:
+    """||X weight^T||_F^2, as `relative_loss` takes it; energy: of each input, for want of the Gram matrix."""
+    if gram is None:
+        return float(weight.square().sum(dim=0).double() @ energy)
     return float((weight @ gram).mul_(weight).sum(dtype=torch.float64))
 
 

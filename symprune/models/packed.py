@@ -17,7 +17,7 @@ import numpy as np
 
 from symprune.base import paths
 from symprune.base.errors import UserError
-from symprune.base.files import require_disk
+from symprune.base.files import file_sha256, require_disk
 from symprune.models.folder import INDEX, PACKED, weight_files
 
 _PREFIX = "packed-"  # of the names of files that nobody shall take for weights as they are
@@ -57,8 +57,7 @@ def pack(folder: Path, out: Path) -> Sizes:
     about = {}
     for file in files:
         _pack_file(file, packed := out / f"{_PREFIX}{file.name}")
-        with open(file, "rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        digest = file_sha256(file.resolve())
         about[file.name] = {"sha256": digest, "bytes": file.stat().st_size, "packed": packed.stat().st_size}
     (out / PACKED).write_text(json.dumps({"version": _VERSION, "files": about}, indent=1) + "\n")
     return packed_sizes(out)

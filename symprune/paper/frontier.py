@@ -9,12 +9,10 @@ import pandas as pd
 
 from symprune.measure import Protocol
 from symprune.methods.recipe import Recipe
-from symprune.methods.sketch import rank_in
 from symprune.models.load import DTYPES, locate
 from symprune.paper.style import GREYS, METHODS, STYLE, Picture, plain_log_ticks
 from symprune.pruning.checkpoint import skeleton
-from symprune.pruning.cost import GIB, Cost, Shape
-from symprune.pruning.sources import GRADIENTS
+from symprune.pruning.cost import GIB, Cost, Shape, asked_by
 
 
 def predicted_gib(recipes: Sequence[Recipe | None], model: str, protocol: Protocol) -> list[float]:
@@ -31,11 +29,8 @@ def predicted_gib(recipes: Sequence[Recipe | None], model: str, protocol: Protoc
             DTYPES[protocol.dtype].itemsize,
             protocol.batch_size,
             passes if recipe.uses else 0,
-            gram="gram" in recipe.uses,
-            rank=rank_in(recipe.uses),
             computed=DTYPES[protocol.calibration_dtype or protocol.dtype].itemsize,
-            iterations=getattr(recipe.update, "max_iterations", 1) if recipe.update else 0,
-            gradients=GRADIENTS in recipe.uses,
+            **asked_by(recipe),
         ).in_memory
         / GIB
         for recipe in recipes
@@ -43,24 +38,24 @@ def predicted_gib(recipes: Sequence[Recipe | None], model: str, protocol: Protoc
 
 
 def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, hue: str) -> Picture:
-    """A panel per pattern and cost: a point per value of `hue`, and a staircase through those that nothing
-    beats in both.
+    """A panel per model, pattern and cost: a point per value of `hue`, and a staircase through those that
+    nothing beats in both.
 
     axes: column of a cost -> label of its axis. Rows are averaged over draws, as geometric means.
     """
-    patterns = list(rows["pattern"].unique())
+    panels = list(rows.groupby([c for c in ("model", "pattern") if c in rows], sort=False))
+    alone = "model" not in rows or rows["model"].nunique() == 1
     names = list(rows[hue].unique())
     styles = _styles(names)
     with plt.rc_context(STYLE):
         fig, grid = plt.subplots(
-            len(patterns),
+            len(panels),
             len(axes),
-            figsize=(3.3 * len(axes), 2.9 * len(patterns)),
+            figsize=(3.3 * len(axes), 2.9 * len(panels)),
             squeeze=False,
             layout="constrained",
         )
-        for pattern, line in zip(patterns, grid, strict=True):
-            of = rows[rows["pattern"] == pattern]
+        for (key, of), line in zip(panels, grid, strict=True):
             points = np.exp(np.log(of[[value, *axes]]).groupby(of[hue], sort=False).mean())
             for (cost, title), ax in zip(axes.items(), line, strict=True):
                 for name in names:
@@ -69,12 +64,22 @@ def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, h
                         ax.plot(at[cost], at[value], markersize=6, label=name, **styles[name])
                 best = unbeaten(points, cost, value)
                 ax.step(best[cost], best[value], where="post", color="#999999", linewidth=1, zorder=0)
-                ax.set(xlabel=title, ylabel=label, title=pattern, xscale="log", yscale="log")
+                ax.set(
+                    xlabel=title,
+                    ylabel=label,
+                    title=key[-1] if alone else ", ".join(key),
+                    xscale="log",
+                    yscale="log",
+                )
                 plain_log_ticks(ax, "x")
                 plain_log_ticks(ax, "y")
         handles, labels = grid[0][0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    spoken = "; ".join(f"{name}: {rows[rows[hue] == name][value].mean():.4g}" for name in names)
+    spoken = "; ".join(
+        f"{'' if len(panels) == 1 else ', '.join(key) + ', '}{name}: {of[of[hue] == name][value].mean():.4g}"
+        for key, of in panels
+        for name in of[hue].unique()
+    )
     caption = (
         f"{label} against {' and against '.join(axes.values())}, both logarithmic, lower is better; geometric"
         " means over draws. The line joins what nothing beats in both."

@@ -26,9 +26,8 @@ def model_card(record: Record) -> str:
     name = _BASES.get(named, named)
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     front |= {"tags": ["pruned", "symprune"]}
-    if name.count("/") == 1 and not name.startswith(
-        (".", "/", "~")
-    ):  # a hub id; a folder is told below alone
+    # a hub id; a folder is told below alone
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         front["base_model"] = name
     metrics = record.metrics
     facts = {

@@ -2,12 +2,15 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from symprune.base.errors import UserError
 from symprune.base.types import Windows
+from symprune.methods.recipe import Recipe
+from symprune.methods.sketch import rank_in
 from symprune.models.devices import memory_of
 from symprune.models.layers import decoder_layers, linears_by_layer, weight_view
 from symprune.models.precision import calibration_dtype
@@ -177,6 +180,7 @@ class Cost:
         copied = self.itemsize + (self.number if self.widened else 0)  # an embedding and what it computes in
         entrance = self.shape.entrance * copied if self.passes else 0
         entering = entrance + self.layer + self.widened + max(reading, self.merged)
+        # When linears are scored, no product is being added; the sums are held, and statistics of them.
         late = 12 * max(self.inputs) ** 2 - 4 * sum(d**2 for d in self.inputs)
         scoring = self.scoring - self.gram * (self.passes > 0) * late
         working = max(self.activations + self.widened, scoring, self.updating, reading, self.merged)
@@ -202,6 +206,16 @@ class Cost:
         """Of an update: in each iteration a product of every weight with G, and one with H."""
         each = (d_out * d_in * (d_in + self.gradients * d_out) for d_out, d_in in self.shape.widths)
         return 2 * self.iterations * sum(each) * self.shape.n_layers
+
+
+def asked_by(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a `Cost` that a recipe decides."""
+    return {
+        "gram": "gram" in recipe.uses,
+        "rank": rank_in(recipe.uses),
+        "iterations": getattr(recipe.update, "max_iterations", 1) if recipe.update else 0,
+        "gradients": "gradient_gram" in recipe.uses,
+    }
 
 
 def batch_size_of(
@@ -235,47 +249,6 @@ def batch_size_of(
     tokens = _TOKENS_ON_A_GPU if device.type == "cuda" else _TOKENS_ELSEWHERE
     at_most = min(room // 2 // a_window, tokens // seq_len)
     return 2 ** (max(at_most, 1).bit_length() - 1)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a streamed run is going to take: bytes of memory (`base` of them held already), disk, seconds."""
-
-    cost: Cost
-    spill: bool
-    base: int
-    memory: int
-    disk: int
-    seconds: float
-
-    def __str__(self) -> str:
-        where = "on disk" if self.spill else "in memory"
-        return (
-            f"predicted: {self.memory / GIB:.2f} GiB of memory ({self.base / GIB:.2f} of them already held),"
-            f" {self.disk / GIB:.2f} GiB of disk, about {self.seconds:.0f} s; hidden states"
-            f" ({self.cost.hidden / GIB:.2f} GiB) {where}"
-        )
-
-
-def plan(cost: Cost, budget: int | None, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Plan:
-    """How to stream under a budget of bytes (None: what is free): hidden states stay in memory if they fit.
-
-    Raises UserError if even one decoder layer with hidden states on disk does not fit.
-    """
-    import psutil
-
-    base = psutil.Process().memory_info().rss if device == "cpu" else 0
-    limit = base + psutil.virtual_memory().available if budget is None else budget
-    spill = cost.passes > 0 and base + cost.streamed(spilled=False) > limit
-    memory = base + cost.streamed(spill)
-    if memory > limit:
-        raise UserError(
-            f"one decoder layer at a time needs {memory / GIB:.2f} GiB, {limit / GIB:.2f} GiB are allowed: "
-            "raise --memory, or take a smaller dtype, seq_len or batch size"
-        )
-    disk = cost.weights + cost.masks + (cost.hidden if spill else 0)
-    copying = 2 * cost.weights + (2 * cost.shape.n_layers * cost.passes * cost.hidden if spill else 0)
-    return Plan(cost, spill, base, memory, disk, seconds_of(cost, dtype, device) + copying / 1e9)
 
 
 def seconds_of(cost: Cost, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:

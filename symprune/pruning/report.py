@@ -123,9 +123,8 @@ class PruneReport:
         for ax, what in zip(axes[:, 0], shown, strict=True):
             for kind in dict.fromkeys(linear.kind for linear in self.linears):
                 points = [(x.depth, getattr(x, what)) for x in self.linears if x.kind == kind]
-                line = (
-                    "-" if len({depth for depth, _ in points}) == len(points) else ""
-                )  # experts: many a layer
+                one_a_layer = len({depth for depth, _ in points}) == len(points)  # experts are many
+                line = "-" if one_a_layer else ""
                 ax.plot(*zip(*points, strict=True), marker=".", linestyle=line, linewidth=1, label=kind)
             ax.set(ylabel=what, ylim=(0, 1 if what == "sparsity" else None))
         axes[0, 0].set_title(self.recipe.label, loc="left")

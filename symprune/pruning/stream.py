@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import time
 from collections.abc import Iterator, MutableSequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from symprune.base.files import require_disk, require_free, whole_folder
 from symprune.base.progress import track
 from symprune.base.types import Windows
 from symprune.methods.recipe import Recipe
-from symprune.methods.sketch import rank_in
 from symprune.models.causal import require_causal
 from symprune.models.devices import ALL_GPUS, memory_of
 from symprune.models.layers import linears_by_layer, named_linears, weight_view
@@ -24,7 +23,7 @@ from symprune.models.load import DTYPES, locate, require_readable
 from symprune.models.precision import calibrating_in, calibration_dtype
 from symprune.pruning.checkpoint import Checkpoint, Writer, random_weights, skeleton
 from symprune.pruning.checks import check_layers, check_weights
-from symprune.pruning.cost import Cost, Shape, batch_size_of, plan
+from symprune.pruning.cost import GIB, Cost, Shape, asked_by, batch_size_of, seconds_of
 from symprune.pruning.packed_masks import PackedMasks
 from symprune.pruning.prune import MasksFromStatistics, prune_layers, still_dense
 from symprune.pruning.report import PrunedLinear, PruneReport
@@ -107,13 +106,18 @@ class StreamedRun:
                 how.batch_size, self.model, windows, device=how.device, room=room
             )
         sizes = (0, 0) if windows is None else windows.shape
-        asked = "gram" in recipe.uses, rank_in(recipe.uses)
-        merged = self._checkpoint.largest_merge
         wider = calibration_dtype(next(self.model.parameters()))
-        cost = Cost(shape, *sizes, itemsize, self._batch_size, passes, *asked, how.keep_masks, merged)
-        iterations = getattr(recipe.update, "max_iterations", 1) if recipe.update else 0
-        updating = {"iterations": iterations, "gradients": GRADIENTS in recipe.uses}
-        cost = replace(cost, computed=wider.itemsize if wider else 0, **updating)
+        cost = Cost(
+            shape,
+            *sizes,
+            itemsize,
+            self._batch_size,
+            passes,
+            keep_masks=how.keep_masks,
+            merged=self._checkpoint.largest_merge,
+            computed=wider.itemsize if wider else 0,
+            **asked_by(recipe),
+        )
         budget = how.memory, wider or DTYPES[how.dtype], how.device
         plan(cost, *budget)  # what does not fit is not tried
         self._require_streamable(windows, how.device)
@@ -188,6 +192,47 @@ class StreamedRun:
 def _checked(linears: dict[str, nn.Module]) -> dict[str, nn.Module]:
     check_weights(linears)
     return linears
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a streamed run is going to take: bytes of memory (`base` of them held already), disk, seconds."""
+
+    cost: Cost
+    spill: bool
+    base: int
+    memory: int
+    disk: int
+    seconds: float
+
+    def __str__(self) -> str:
+        where = "on disk" if self.spill else "in memory"
+        return (
+            f"predicted: {self.memory / GIB:.2f} GiB of memory ({self.base / GIB:.2f} of them already held),"
+            f" {self.disk / GIB:.2f} GiB of disk, about {self.seconds:.0f} s; hidden states"
+            f" ({self.cost.hidden / GIB:.2f} GiB) {where}"
+        )
+
+
+def plan(cost: Cost, budget: int | None, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Plan:
+    """How to stream under a budget of bytes (None: what is free): hidden states stay in memory if they fit.
+
+    Raises UserError if even one decoder layer with hidden states on disk does not fit.
+    """
+    import psutil
+
+    base = psutil.Process().memory_info().rss if device == "cpu" else 0
+    limit = base + psutil.virtual_memory().available if budget is None else budget
+    spill = cost.passes > 0 and base + cost.streamed(spilled=False) > limit
+    memory = base + cost.streamed(spill)
+    if memory > limit:
+        raise UserError(
+            f"one decoder layer at a time needs {memory / GIB:.2f} GiB, {limit / GIB:.2f} GiB are allowed: "
+            "raise --memory, or take a smaller dtype, seq_len or batch size"
+        )
+    disk = cost.weights + cost.masks + (cost.hidden if spill else 0)
+    copying = 2 * cost.weights + (2 * cost.shape.n_layers * cost.passes * cost.hidden if spill else 0)
+    return Plan(cost, spill, base, memory, disk, seconds_of(cost, dtype, device) + copying / 1e9)
 
 
 class OnDisk(MutableSequence):
