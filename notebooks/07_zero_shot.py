@@ -42,9 +42,10 @@ refinement_starts = ["wanda"]
 refined_sparsities = [0.6]
 zero_shot_tasks = ["continuation"]
 zero_shot_limit = 2
+zero_shot_refiners = ["none", "dsnot", "r2dsnot"]
 
 # %%
-from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
+from symprune import SCORES, DSnoT, ExactSwap, R2DSnoT, Recipe, Refit, Unstructured
 from symprune.measure import Accuracy, Experiment, Protocol
 from symprune.paper.accuracy import accuracy_table
 from symprune.paper.claims import family
@@ -70,11 +71,22 @@ from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 experiment = Experiment(Protocol.of(globals()))
 pattern = Unstructured(max(refined_sparsities))
 starts = [SCORES[name]() for name in refinement_starts]
-refiners = [None, DSnoT(), R2DSnoT()]
+every_refiner = {
+    "none": (None, None),
+    "dsnot": (DSnoT(), None),
+    "r2dsnot": (R2DSnoT(), None),
+    "exact_swap": (ExactSwap(), None),
+    "exact_swap, refit": (ExactSwap(), Refit()),
+}
 
 # %%
-recipes = [Recipe(start, pattern, refiner) for start in starts for refiner in refiners]
+recipes = {
+    Recipe(start, pattern, *every_refiner[name]): name for start in starts for name in zero_shot_refiners
+}
 rows = experiment.run([None, *recipes], *(Accuracy(task, zero_shot_limit) for task in zero_shot_tasks))
+rows["refine"] = (
+    rows["recipe_key"].map({recipe.key: name for recipe, name in recipes.items()}).fillna("none")
+)
 Whole(rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(4))
 
 # %% [markdown]
@@ -133,9 +145,19 @@ claims = [
     Claim("dsnot_above_start", "dsnot answers more rightly than the mask as it is", "dsnot", "none"),
     Claim("r2dsnot_above_start", "r2dsnot answers more rightly than the mask as it is", "r2dsnot", "none"),
     Claim("r2dsnot_above_dsnot", "r2dsnot answers more rightly than dsnot", "r2dsnot", "dsnot"),
+    Claim(
+        "exact_swap_above_start", "exact_swap answers more rightly than the mask as it is", "exact_swap", "none"
+    ),
+    Claim(
+        "swaps_refit_above_start",
+        "exact_swap and refit answer more rightly than the mask as it is",
+        "exact_swap, refit",
+        "none",
+    ),
 ]
 refined = rows.assign(start="from " + rows["method"])
+measured = [claim for claim in claims if {claim.a, claim.b} <= set(zero_shot_refiners)]
 verdicts = judge_all(
-    refined, claims, ["model", "start"], family("07_zero_shot"), column="refine", compare=paired_accuracy
+    refined, measured, ["model", "start"], family("07_zero_shot"), column="refine", compare=paired_accuracy
 )
 save_verdicts(verdicts, profile, "07_zero_shot")

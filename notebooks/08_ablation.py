@@ -40,6 +40,7 @@ batch_size = 2
 refinement_starts = ["wanda"]
 ablated = ["keep_sign"]
 gammas = []
+doses = [1]
 swap_cycle_sweep = [1]
 sketch_ranks = [16]
 digits = 4
@@ -47,11 +48,11 @@ digits = 4
 # %%
 from dataclasses import replace
 
-from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
+from symprune import NM, SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap, SketchSwap
 from symprune.paper.claims import family
-from symprune.paper.differences import difference_curves, differences
+from symprune.paper.differences import difference_curves, difference_dots, differences
 from symprune.paper.figures import heat_map
 from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table
@@ -137,16 +138,52 @@ grid = experiment.run(
 save_figure(heat_map(grid, "refine.gamma_prune", "refine.gamma_grow"), profile, "08_gammas", data=grid)
 
 # %% [markdown]
-# ## How many exact swaps
+# ## The dose
 #
-# `ExactSwap` lowers its objective on the calibration text with every cycle; the validation text says when to
-# stop. From the last initial mask, against which all are compared.
+# Cycles in proportion to the width, of so many for 576 inputs, propagated through pruned layers: is there a
+# dose at which a refinement gains? From the last two initial masks, against which all are compared.
 
 # %%
-cycles = experiment.run(
-    [Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *map(ExactSwap, swap_cycle_sweep))]
-)
-cycles["swaps"] = "exact_swap"
+kinds = {
+    "dsnot": neutral,
+    "r2dsnot, relative prune": replace(neutral, relative="prune"),
+    "r2dsnot, relative both, keep_sign": replace(signed, relative="both"),
+}
+dosed = {
+    f"{name}, {dose}": replace(kind, max_cycles=dose, cycles_for_width=576)
+    for dose in doses
+    for name, kind in kinds.items()
+}
+patterns = (Unstructured(0.5), Unstructured(0.6), NM(2, 4))
+of_dose = {
+    Recipe(start, pattern, kind): name
+    for start in starts[-2:]
+    for pattern in patterns
+    for name, kind in {"none": None, **dosed}.items()
+}
+propagated = Experiment(Protocol.of(globals(), evaluation_split="validation", propagate="pruned"))
+doses_found = propagated.run(list(of_dose)) if doses else None
+if doses_found is not None:
+    doses_found["dose"] = doses_found["recipe_key"].map({key.key: name for key, name in of_dose.items()})
+    save_table(
+        perplexity_table(doses_found, digits, index=["model", "pattern", "dose"], columns="method"),
+        profile,
+        "08_doses",
+        data=doses_found,
+    )
+    of = differences(doses_found, "dose", "none", ["model", "pattern", "method", "dose"], name="the start")
+    save_figure(difference_dots(of), profile, "08_doses")
+
+# %% [markdown]
+# ## How many exact swaps
+#
+# `ExactSwap` lowers its objective on the calibration text with every cycle, `SketchSwap` that under its
+# sketch; the validation text says when to stop. From the last initial mask, against which all are compared.
+
+# %%
+swappers = [swapper(max_cycles=n) for swapper in (ExactSwap, SketchSwap) for n in swap_cycle_sweep]
+cycles = experiment.run([Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *swappers)])
+cycles["swaps"] = cycles["refine"].str.extract(r"^(\w+)")[0].fillna("none")
 of = differences(cycles, "refine", "none", ["model", "swaps", "refine.max_cycles"], name="the start")
 save_figure(difference_curves(of, "cycles"), profile, "08_cycles", data=cycles)
 

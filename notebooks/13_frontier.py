@@ -31,18 +31,18 @@ calibration_dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
-seeds = [0]
 propagate = "pruned"
 evaluation_corpus = "embedded"
 n_eval = 2
 eval_seq_len = 64
 batch_size = 2
 frontier_patterns = ["0.6"]
+frontier_seeds = [0]
 frontier_windows = [2]
 updated_masks = ["ria"]
 updates = ["none", "refit"]
 peers = ["wanda"]
-swap_cycles = 1
+frontier_swaps = 1
 refit_iterations = 2
 digits = 4
 
@@ -68,11 +68,11 @@ from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 # validation text ([updates](../docs/updates.md)); iterations are the profile's.
 
 # %%
-protocol = Protocol.of(globals(), n_calib=max(frontier_windows))
+protocol = Protocol.of(globals(), seeds=frontier_seeds, n_calib=frontier_windows[0])
 masks = {
     "wanda": (Wanda(), None),
     "ria": (RIA(alpha=1.0), None),
-    "ria, swaps": (RIA(alpha=1.0), ExactSwap(max_cycles=swap_cycles)),
+    "ria, swaps": (RIA(alpha=1.0), ExactSwap(max_cycles=frontier_swaps)),
     "sparsegpt": (SparseGPT(), None),
 }
 kinds = {
@@ -161,7 +161,7 @@ save_figure(frontier(costs, axes, "perplexity", "perplexity", "way"), profile, "
 
 # %%
 sizes = {
-    n: Experiment(Protocol.of(globals(), n_calib=n)).run(
+    n: Experiment(Protocol.of(globals(), seeds=frontier_seeds, n_calib=n)).run(
         [
             recipe
             for recipe, (mask, kept) in recipes.items()

@@ -214,7 +214,16 @@ def _machine() -> str:
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
     )
-    return f"{os.cpu_count()} x {cpu}"
+    return f"{os.cpu_count()} x {cpu}" + _gpus()
+
+
+def _gpus() -> str:
+    """The GPUs, if this process computes on them."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return ""
+    return ", " + " and ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
 
 
 def _lines(file: str) -> list[str]:

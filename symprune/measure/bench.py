@@ -37,9 +37,9 @@ class Loaded:
 
     def __init__(self, model: nn.Module):
         self._model, self._copy = model, models.copy_weights(model)
-        self.pruned_by: tuple | None = None  # what it is pruned by now; None: by nothing, or in parts
+        self.pruned_by: dict | None = None  # what it is pruned by now; None: by nothing, or in parts
         self.pruning: dict[str, Any] = {}  # what that brought
-        self._outputs: tuple[str, DenseOutputs] | None = None  # the digest of the windows they are of
+        self._outputs: dict[str, DenseOutputs] = {}  # by the digest of the windows they are of
 
     @classmethod
     def get(cls, name: dict, device: str) -> "Loaded":
@@ -56,11 +56,13 @@ class Loaded:
         return self._model
 
     def dense_outputs(self, windows: Tensor, batch_size: int) -> DenseOutputs:
-        """What the dense model predicts of these windows, kept for the last that were asked about."""
-        if self._outputs is None or self._outputs[0] != corpora.digest(windows):
-            self._outputs = None
-            self._outputs = corpora.digest(windows), dense_outputs(self.pristine(), windows, batch_size)
-        return self._outputs[1]
+        """What the dense model predicts of these windows, kept for the last two that were asked about."""
+        digest = corpora.digest(windows)
+        if digest not in self._outputs:
+            for oldest in list(self._outputs)[:-1]:
+                del self._outputs[oldest]
+            self._outputs[digest] = dense_outputs(self.pristine(), windows, batch_size)
+        return self._outputs[digest]
 
     def as_it_is(self) -> nn.Module:
         """The model with the weights that it has now."""
@@ -188,7 +190,9 @@ class Bench:
         """
         if recipe is None:
             return self.loaded.pristine(), {}
-        loaded, wanted = self.loaded, (self.protocol, recipe, seed)
+        # Protocols that only evaluate otherwise share it.
+        how = {"propagate": self.protocol.propagate, "batch_size": self.protocol.batch_size}
+        loaded, wanted = self.loaded, self.recipe_name(recipe, seed) | how
         if loaded.pruned_by != wanted:
             loaded.pruning = self._prune(recipe, seed)
             loaded.pruned_by = wanted
