@@ -96,15 +96,16 @@ def sweep(
         end = min(start + block, d_in)
         here, errors = weight[:, start:end], torch.zeros_like(weight[:, start:end])
         inner = factor[start:end, start:end]
-        scale = inner.diagonal()
+        scale, divisor = inner.diagonal(), torch.empty_like(here)
         for column in range(end - start):
             if column % stretch == 0:
                 part = slice(column, min(column + stretch, end - start))
                 cost = (here[:, part] / scale[part]).square()
-                mask[:, start:end][:, part] = choose(cost, start + part.start, start + part.stop)
-            error = torch.where(mask[:, start + column], 0.0, here[:, column] / scale[column])
+                kept = choose(cost, start + part.start, start + part.stop)
+                mask[:, start:end][:, part] = kept
+                divisor[:, part] = torch.where(kept, math.inf, scale[part])  # a kept weight errs by 0
+            error = torch.div(here[:, column], divisor[:, column], out=errors[:, column])
             here[:, column:].addr_(error, inner[column, column:], alpha=-1)
-            errors[:, column] = error
         here.mul_(mask[:, start:end])  # removed weights are zero, not what rounding left of them
         weight[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
     return weight, mask
