@@ -63,10 +63,10 @@ rows = experiment.run(
     [
         None,
         *(Recipe(score, p) for p in patterns for score in scores),
-        *(Recipe(RIA(), p, R2DSnoT()) for p in patterns),
+        *(Recipe(RIA(), p, R2DSnoT(max_cycles=50, cycles_for_width=4096)) for p in patterns),
     ]
 )
-rows.loc[rows["refine"] == "r2dsnot", "method"] = "ria + r2dsnot"
+rows.loc[rows["refine"].str.startswith("r2dsnot"), "method"] = "ria + r2dsnot"
 
 # %% [markdown]
 # ## Table

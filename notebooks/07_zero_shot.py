@@ -71,10 +71,11 @@ from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 experiment = Experiment(Protocol.of(globals()))
 pattern = Unstructured(max(refined_sparsities))
 starts = [SCORES[name]() for name in refinement_starts]
+dose = {"max_cycles": 50, "cycles_for_width": 4096}  # the paper's, see 06_dsnot
 every_refiner = {
     "none": (None, None),
-    "dsnot": (DSnoT(), None),
-    "r2dsnot": (R2DSnoT(), None),
+    "dsnot": (DSnoT(**dose), None),
+    "r2dsnot": (R2DSnoT(**dose), None),
     "exact_swap": (ExactSwap(), None),
     "exact_swap, refit": (ExactSwap(), Refit()),
 }
@@ -84,9 +85,7 @@ recipes = {
     Recipe(start, pattern, *every_refiner[name]): name for start in starts for name in zero_shot_refiners
 }
 rows = experiment.run([None, *recipes], *(Accuracy(task, zero_shot_limit) for task in zero_shot_tasks))
-rows["refine"] = (
-    rows["recipe_key"].map({recipe.key: name for recipe, name in recipes.items()}).fillna("none")
-)
+rows["refine"] = rows["recipe_key"].map({recipe.key: name for recipe, name in recipes.items()}).fillna("none")
 Whole(rows[["model", "method", "refine", "seed", "task", "acc", "stderr", "n"]].round(4))
 
 # %% [markdown]
@@ -146,7 +145,10 @@ claims = [
     Claim("r2dsnot_above_start", "r2dsnot answers more rightly than the mask as it is", "r2dsnot", "none"),
     Claim("r2dsnot_above_dsnot", "r2dsnot answers more rightly than dsnot", "r2dsnot", "dsnot"),
     Claim(
-        "exact_swap_above_start", "exact_swap answers more rightly than the mask as it is", "exact_swap", "none"
+        "exact_swap_above_start",
+        "exact_swap answers more rightly than the mask as it is",
+        "exact_swap",
+        "none",
     ),
     Claim(
         "swaps_refit_above_start",

@@ -33,6 +33,7 @@ calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
 seeds = [0]
+ablation_seeds = [0]
 evaluation_corpus = "embedded"
 n_eval = 2
 eval_seq_len = 64
@@ -48,7 +49,7 @@ digits = 4
 # %%
 from dataclasses import replace
 
-from symprune import NM, SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
+from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
 from symprune.methods.refine import AS_PUBLISHED, ExactSwap, SketchSwap
 from symprune.paper.claims import family
@@ -66,7 +67,8 @@ from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 # paper's is 50 for 4096 inputs, in proportion to a linear's width.
 
 # %%
-experiment = Experiment(Protocol.of(globals(), evaluation_split="validation", propagate="dense"))
+on_validation = Protocol.of(globals(), evaluation_split="validation")
+experiment = Experiment(replace(on_validation, propagate="dense", seeds=ablation_seeds))
 off = {"relative": "none", "alpha": 1.0, "gamma_grow": 0.0, "gamma_prune": 0.0, "keep_sign": False}
 neutral = R2DSnoT(**off, max_cycles=50, cycles_for_width=None)
 signed = replace(neutral, keep_sign=True)
@@ -154,24 +156,22 @@ dosed = {
     for dose in doses
     for name, kind in kinds.items()
 }
-patterns = (Unstructured(0.5), Unstructured(0.6), NM(2, 4))
 of_dose = {
-    Recipe(start, pattern, kind): name
+    Recipe(start, Unstructured(0.6), kind): name
     for start in starts[-2:]
-    for pattern in patterns
     for name, kind in {"none": None, **dosed}.items()
 }
-propagated = Experiment(Protocol.of(globals(), evaluation_split="validation", propagate="pruned"))
+propagated = Experiment(replace(on_validation, propagate="pruned"))
 doses_found = propagated.run(list(of_dose)) if doses else None
 if doses_found is not None:
     doses_found["dose"] = doses_found["recipe_key"].map({key.key: name for key, name in of_dose.items()})
     save_table(
-        perplexity_table(doses_found, digits, index=["model", "pattern", "dose"], columns="method"),
+        perplexity_table(doses_found, digits, index=["model", "dose"], columns="method"),
         profile,
         "08_doses",
         data=doses_found,
     )
-    of = differences(doses_found, "dose", "none", ["model", "pattern", "method", "dose"], name="the start")
+    of = differences(doses_found, "dose", "none", ["model", "method", "dose"], name="the start")
     save_figure(difference_dots(of), profile, "08_doses")
 
 # %% [markdown]

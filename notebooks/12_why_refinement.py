@@ -86,7 +86,8 @@ from symprune.paper.verdicts import Verdict, save_verdicts
 experiment = Experiment(Protocol.of(globals(), propagate="dense"))
 terms = RefinementTerms(cycles=(0, *explained_cycles), n_layers=explained_layers)
 starts = [SCORES[name]() for name in refinement_starts]
-refiners = (DSnoT(), R2DSnoT(), ExactSwap())
+every_width = {"max_cycles": 50, "cycles_for_width": None}
+refiners = (DSnoT(**every_width), R2DSnoT(**every_width), ExactSwap())
 subject = tuple(Recipe(start, Unstructured(0.6), refiner) for start in starts for refiner in refiners)
 rows = experiment.run([subject], terms)
 

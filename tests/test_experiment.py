@@ -216,6 +216,7 @@ def test_statistics_of_the_dense_model_serve_other_processes_and_are_gathered_ag
         again = Experiment(Protocol(**{**dense, "profile": "again"})).record(model, WANDA)
     (file,) = (tmp_path / "statistics").iterdir()
     file.write_bytes(file.read_bytes()[:-7] + b"damaged")
+    monkeypatch.setattr(module.Loaded, "_last", None)  # another process has no pruned model in memory
     with pytest.warns(UserWarning, match="gathered again"):
         after = Experiment(Protocol(**{**dense, "profile": "after"})).record(model, WANDA)
     assert first.metrics["perplexity"] == again.metrics["perplexity"] == after.metrics["perplexity"]
@@ -346,3 +347,26 @@ def test_two_models_are_measured_one_after_the_other(protocol, checkpoint, tmp_p
         rows["model"].tolist() == [str(checkpoint), str(other)] * 2 + [str(checkpoint)] * 2 + [str(other)] * 2
     )
     assert rows["record"].is_unique
+
+
+def test_texts_share_a_pruning_and_devices_an_answer_where_masks_are_of_float64(protocol, monkeypatch):
+    pruned = []
+    prune = module.prune
+    monkeypatch.setattr(module, "prune", lambda *a, **k: pruned.append(a[2]) or prune(*a, **k))
+    exact = {**protocol, "seeds": [0], "calibration_dtype": "float64"}
+    one, two = (Experiment(Protocol(**{**exact, "n_eval": n})) for n in (1, 2))
+    model = protocol["models"][0]
+    for recipe in (None, WANDA, MAGNITUDE):  # the dense model's outputs of both texts first
+        both = [experiment.record(model, recipe) for experiment in (one, two)]
+    assert pruned == [WANDA, MAGNITUDE]
+    apart = Experiment(Protocol(**{**exact, "n_eval": 2, "profile": "apart"})).record(model, MAGNITUDE)
+    assert apart.metrics["window_losses"] == both[1].metrics["window_losses"]
+    asked = {
+        (dtype, device): Experiment(
+            Protocol(**{**exact, "calibration_dtype": dtype, "device": device})
+        ).question(Cell(model, 0, WANDA, WindowLosses()))
+        for dtype in ("float64", None)
+        for device in ("cpu", "cuda")
+    }
+    assert asked["float64", "cpu"] == asked["float64", "cuda"]
+    assert asked[None, "cpu"] != asked[None, "cuda"]

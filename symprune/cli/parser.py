@@ -264,7 +264,7 @@ def build_parser() -> argparse.ArgumentParser:
         " published records alone, and compare.",
         example="verify-report --profile cpu",
     )
-    command(
+    p = command(
         "reproducing.run_verify_records",
         profile,
         help="measure a sample of a profile's records again",
@@ -272,6 +272,7 @@ def build_parser() -> argparse.ArgumentParser:
         " and compare: to the bit on the processor on record, within 0.1 % elsewhere.",
         example="verify-records --profile cpu",
     )
+    p.add_argument("--device", help="where to measure (default: the profile's)")
     command(
         "reproducing.run_render",
         notebooks,

@@ -67,7 +67,8 @@ def run_verify_records(args: argparse.Namespace) -> Answer:
     if not records:
         raise UserError(f"profile {args.profile!r} has no records: `symprune reproduce` measures them")
     with progress_bars(args):
-        n, findings = verify_records(Protocol.of(load_profile(args.profile)), records)
+        protocol = Protocol.of(load_profile(args.profile))
+        n, findings = verify_records(replace(protocol, device=args.device or protocol.device), records)
     for finding in findings:
         tell(args, finding)
     if findings:

@@ -125,14 +125,21 @@ class Bench:
 
     @cached_property
     def model_name(self) -> dict:
-        """The model, its weights' hash, dtype and kind of device."""
+        """The model, its weights' hash, dtype, and the kind of device unless that only rounds otherwise."""
         p, weights = self.protocol, models.fingerprint(self.name)
-        return {
-            "name": self.name,
-            "weights": weights,
-            "dtype": p.dtype,
-            "device": models.device_type(p.device),
-        }
+        name = {"name": self.name, "weights": weights, "dtype": p.dtype}
+        return name if p.dtype in ("float32", "float64") else name | self.device_name
+
+    @property
+    def device_name(self) -> dict:
+        """The kind of device."""
+        return {"device": models.device_type(self.protocol.device)}
+
+    @property
+    def precision_name(self) -> dict:
+        """What masks are computed in; from float64 they are the same on every device, else it is named."""
+        dtype = self.protocol.calibration_dtype
+        return {"calibration_dtype": dtype} | ({} if dtype == "float64" else self.device_name)
 
     def calibration_name(self, uses: Collection[str], seed: int) -> dict | None:
         """What statistics are gathered on and how; None where none are used."""
@@ -156,7 +163,7 @@ class Bench:
         return {
             "recipe": recipe.to_dict(),
             "calibration": self.calibration_name(recipe.uses, seed),
-            "calibration_dtype": self.protocol.calibration_dtype,
+            **self.precision_name,
         }
 
     def evaluation_name(self) -> dict:

@@ -78,6 +78,7 @@ class FineTuned:
         """Model, recipe, calibration, evaluation, and what it is fine-tuned on and how."""
         lora = {**vars(self), "windows": corpora.digest(self._windows(bench, seed))}
         name = {**pruned_name(bench, recipe, seed), "evaluation": bench.evaluation_name()}
+        name["model"] = name["model"] | bench.device_name  # training makes more of rounding
         return {**name, "finetuning": {"lora": lora, "seed": seed}}
 
     def measure(self, bench: Bench, recipe: Recipe, seed: int) -> dict:

@@ -222,7 +222,7 @@ class ScoreTime:
         """Model, scores and rounds; the machine that was timed stands in the record beside them."""
         timed = {"scores": [method_dict(score) for score in scores]}
         return {
-            "model": bench.model_name,
+            "model": bench.model_name | bench.device_name,
             "timing": {**timed, "repeats": self.repeats, "n_layers": self.n_layers},
         }
 

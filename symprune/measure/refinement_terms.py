@@ -81,7 +81,7 @@ class RefinementTerms:
         return {
             "model": bench.model_name,
             "calibration": {**(bench.calibration_name(["gram"], seed) or {}), "propagate": "dense"},
-            "calibration_dtype": bench.protocol.calibration_dtype,
+            **bench.precision_name,
             "terms": asked | {"n_layers": self.n_layers},
         }
 
