@@ -183,7 +183,7 @@ if doses_found is not None:
 # %%
 swappers = [swapper(max_cycles=n) for swapper in (ExactSwap, SketchSwap) for n in swap_cycle_sweep]
 cycles = experiment.run([Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *swappers)])
-cycles["swaps"] = cycles["refine"].str.extract(r"^(\w+)")[0].fillna("none")
+cycles["swaps"] = cycles["refine"].str.extract(r"^(\w+)")[0].where(cycles["refine"] != "none")
 of = differences(cycles, "refine", "none", ["model", "swaps", "refine.max_cycles"], name="the start")
 save_figure(difference_curves(of, "cycles"), profile, "08_cycles", data=cycles)
 

@@ -137,8 +137,9 @@ save_figure(
 # %% [markdown]
 # ## Quality against seconds and memory
 #
-# Seconds are of the whole pruning, on the machine on record, statistics and H included; bytes are the cost
-# model's prediction of the peak with the model in memory ([scaling](../docs/scaling.md)).
+# Means over draws. Seconds are of the whole pruning, on the machine on record beside whatever else it ran,
+# statistics and H included; bytes are the cost model's prediction of the peak with the model in memory
+# ([scaling](../docs/scaling.md)).
 
 # %% tags=["nbval-ignore-output"]
 gib = {
@@ -147,8 +148,9 @@ gib = {
     for recipe, predicted in zip(recipes, predicted_gib(list(recipes), model, protocol), strict=True)
 }
 costs = pruned.assign(gib=[gib[case] for case in zip(pruned["model"], pruned["recipe_key"], strict=True)])
-shown = costs[["model", "pattern", "way", "perplexity", "kl", "agreement", "seconds_prune", "gib"]]
-save_table(shown.set_index(["model", "pattern", "way"]).round(3), profile, "13_costs", data=costs)
+columns = ["perplexity", "kl", "agreement", "seconds_prune", "gib"]
+shown = costs.groupby(["model", "pattern", "way"], sort=False)[columns].mean()
+save_table(shown.round(3), profile, "13_costs", data=costs)
 
 # %% tags=["nbval-ignore-output"]
 axes = {"seconds_prune": "seconds", "gib": "GiB at the peak, predicted"}

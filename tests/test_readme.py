@@ -15,8 +15,8 @@ README = (ROOT / "README.md").read_text()
 
 FINDINGS = (ROOT / "docs" / "findings.md").read_text()
 MADE = {
-    "README.md": ("claims", README, ROOT / "results" / "cpu" / "claims.md"),
-    "docs/findings.md": ("findings", FINDINGS, ROOT / "results" / "cpu" / "findings.md"),
+    "README.md": ("claims", README, ROOT / "results" / "full" / "claims.md"),
+    "docs/findings.md": ("findings", FINDINGS, ROOT / "results" / "full" / "findings.md"),
 }
 
 
@@ -29,10 +29,10 @@ def test_what_was_found_is_what_the_last_run_found(page):
 
 
 def test_findings_are_made_from_verdicts():
-    claims = claims_of("cpu")
+    claims = claims_of("full")
     assert findings(claims) == MADE["docs/findings.md"][2].read_text()
     assert claims_table(claims) == MADE["README.md"][2].read_text()
-    verdicts = load_verdicts("cpu")
+    verdicts = load_verdicts("full")
     known = set(verdicts["notebook"] + "/" + verdicts["id"] + "/" + verdicts["of"])
     for claim in claims:
         assert set(claim.verdicts) <= known

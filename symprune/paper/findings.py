@@ -11,11 +11,11 @@ SHOWN_FIRST = (  # in the README
     "wanda_below_magnitude",
     "ria_below_wanda",
     "stochria_close_to_ria",
-    "stochria_below_ria",
     "refined_below_start",
     "r2dsnot_below_dsnot",
     "exact_swap_below_start",
     "refit_below_mask",
+    "both_sides_below_refit",
 )
 
 
