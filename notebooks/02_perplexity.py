@@ -188,7 +188,8 @@ by_group = Experiment(on_the_dense_model).run(
 # %%
 with_gradients = Experiment(replace(on_the_dense_model, output_side="gradients"))
 balanced = [OWanda(), SymWanda(balance="unit-mean"), GeneralDiagonal(balance="unit-mean")]
-gradient_rows = with_gradients.run([Recipe(score, group) for score in balanced for group in grouped])
+gradient_rows = with_gradients.run([None, *(Recipe(score, group) for score in balanced for group in grouped)])
+gradient_rows = gradient_rows[gradient_rows["method"] != "dense"].copy()
 gradient_rows["method"] += ", gradients"
 
 # %%
@@ -230,9 +231,8 @@ for model in models:
     )
 per_output = by_group[by_group["pattern"] == pattern_label(Unstructured(max(sparsities)))]
 constant = per_output[per_output["method"].isin(["owanda", "magnitude"])]
-assert constant.groupby("model")["perplexity"].nunique().eq(1).all(), (
-    "within a row y is constant: OWanda is magnitude pruning"
-)
+ratios = constant.groupby("model")["perplexity"].agg(lambda values: values.max() / values.min())
+assert ratios.lt(1.001).all(), "within a row y is constant: OWanda is magnitude pruning, on any device"
 
 # %% [markdown]
 # ## Verdicts

@@ -210,9 +210,10 @@ save_table(
 
 # %%
 same = rows[rows["part"].isin(["dsnot", "neutral"])]
-assert (same.groupby(["model", "method", "seed"])["perplexity"].nunique() == 1).all(), (
-    "with neutral parameters R2-DSnoT is DSnoT"
+ratios = same.groupby(["model", "method", "seed"])["perplexity"].agg(
+    lambda values: values.max() / values.min()
 )
+assert ratios.lt(1.001).all(), "with neutral parameters R2-DSnoT is DSnoT, on any device"
 
 # %% [markdown]
 # ## Verdicts
