@@ -42,8 +42,6 @@ refinement_starts = ["wanda"]
 ablated = ["keep_sign"]
 gammas = []
 doses = [1]
-swap_cycle_sweep = [1]
-sketch_ranks = [16]
 digits = 4
 
 # %%
@@ -51,9 +49,9 @@ from dataclasses import replace
 
 from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
-from symprune.methods.refine import AS_PUBLISHED, ExactSwap, SketchSwap
+from symprune.methods.refine import AS_PUBLISHED
 from symprune.paper.claims import family
-from symprune.paper.differences import difference_curves, difference_dots, differences
+from symprune.paper.differences import difference_dots, differences
 from symprune.paper.figures import heat_map
 from symprune.paper.style import save_figure
 from symprune.paper.tables import perplexity_table, save_table
@@ -172,37 +170,6 @@ if doses:
     )
     of = differences(dosage, "dose", "none", ["model", "method", "dose"], name="the start")
     save_figure(difference_dots(of), profile, "08_doses")
-
-# %% [markdown]
-# ## How many exact swaps
-#
-# `ExactSwap` lowers its objective on the calibration text with every cycle, `SketchSwap` that under its
-# sketch; the validation text says when to stop. From the last initial mask, against which all are compared.
-
-# %%
-swappers = [swapper(max_cycles=n) for swapper in (ExactSwap, SketchSwap) for n in swap_cycle_sweep]
-cycles = experiment.run([Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *swappers)])
-cycles["swaps"] = cycles["refine"].str.extract(r"^(\w+)")[0].where(cycles["refine"] != "none")
-of = differences(cycles, "refine", "none", ["model", "swaps", "refine.max_cycles"], name="the start")
-save_figure(difference_curves(of, "cycles"), profile, "08_cycles", data=cycles)
-
-# %% [markdown]
-# ## How many columns of a sketch
-#
-# The same swaps under a sketch of the Gram matrix: of more columns and of fewer, and with rank 0 under the
-# mean and the diagonal alone. From the last initial mask.
-
-# %%
-sketched = [SketchSwap(rank) for rank in sketch_ranks]
-ranks = experiment.run(
-    [Recipe(starts[-1], Unstructured(0.6), part) for part in (None, *sketched, ExactSwap())]
-)
-save_table(
-    perplexity_table(ranks, digits, index=["model", "refine"], columns="method"),
-    profile,
-    "08_ranks",
-    data=ranks,
-)
 
 # %% [markdown]
 # ## Checks

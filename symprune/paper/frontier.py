@@ -15,23 +15,31 @@ from symprune.pruning.checkpoint import skeleton
 from symprune.pruning.cost import GIB, Cost, Shape, asked_by
 
 
-def predicted_gib(recipes: Sequence[Recipe | None], model: str, protocol: Protocol) -> list[float]:
-    """GiB at the peak of pruning a model in memory by each recipe, as the cost model has it (None: nan)."""
+def predicted_gib(
+    recipes: Sequence[Recipe | None], model: str, protocol: Protocol, part: str = "in_memory"
+) -> list[float]:
+    """GiB at the peak of pruning a model in memory by each recipe, as the cost model has it (None: nan).
+
+    part: of a `Cost`, in bytes.
+    """
     shape = Shape.of(skeleton(locate(model), protocol.dtype))
     passes = {"pruned": 2, "dense": 1}[protocol.propagate]
     return [
         nan
         if recipe is None
-        else Cost(
-            shape,
-            protocol.n_calib,
-            protocol.seq_len,
-            DTYPES[protocol.dtype].itemsize,
-            protocol.batch_size,
-            passes if recipe.uses else 0,
-            computed=DTYPES[protocol.calibration_dtype or protocol.dtype].itemsize,
-            **asked_by(recipe),
-        ).in_memory
+        else getattr(
+            Cost(
+                shape,
+                protocol.n_calib,
+                protocol.seq_len,
+                DTYPES[protocol.dtype].itemsize,
+                protocol.batch_size,
+                passes if recipe.uses else 0,
+                computed=DTYPES[protocol.calibration_dtype or protocol.dtype].itemsize,
+                **asked_by(recipe),
+            ),
+            part,
+        )
         / GIB
         for recipe in recipes
     ]

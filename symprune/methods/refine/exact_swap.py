@@ -30,7 +30,7 @@ class ExactSwap:
     2 w[k] h[k] + w[k]^2 G[k, k], and pruning j after it by w[j]^2 G[j, j] - 2 w[j] (h[j] + w[k] G[j, k]).
     A cycle takes the best k, then the best j given it (N:M: the best pair of any block), while the sum is an
     improvement. No row's objective rises; but it is measured on the calibration inputs, which many cycles
-    overfit: the default was best on validation text (notebook 08_ablation). G takes 4 * d_in^2 bytes in
+    overfit: the default was best on validation text (notebook 10_swaps). G takes 4 * d_in^2 bytes in
     float32. linears: which the pipeline refines, "all", "attention" or "mlp". pair: "best" takes the best of
     all pairs in every cycle, d_in times the work of "greedy"; for N:M they are one. Source: SparseSwaps
     (arXiv 2512.10922), and our own before we knew it.
@@ -106,8 +106,9 @@ def _swap_rows(
     """
     refined, rows = mask.clone(), torch.arange(len(weight), device=weight.device)
     cycles = torch.zeros_like(rows)
-    h = -(weight * ~mask) @ gram
-    before = objective(weight, mask, gram)
+    difference = -(weight * ~mask)
+    h = difference @ gram
+    before = (h * difference).sum(dim=1)  # `objective` of the mask
     slope, cost = 2 * weight, weight.square() * gram.diagonal()
     # Added to a change, 0 or inf: inf where a weight cannot be grown, or cannot be pruned.
     no_grow, no_prune = ((~x).to(weight.dtype).reciprocal_().sub_(1) for x in (mask, ~mask))

@@ -23,10 +23,10 @@ class SketchSwap:
     sketch (`symprune.methods.sketch`). rank: 0, the mean and the diagonal alone, to d_in, which is G. The
     matrix is formed for a linear while it is refined, 4 * d_in^2 bytes in float32, and then let go: the
     gain is in what is gathered, streamed, stored and merged. For models whose Gram matrices do not fit: more
-    columns come closer to ExactSwap, which loses less (notebook 08_ablation). The other fields are its.
+    columns come closer to ExactSwap, which loses less (notebook 10_swaps). The other fields are its.
     """
 
-    rank: int = 64
+    rank: int = 128
     max_cycles: int = 10
     linears: str = "all"
     pair: str = "greedy"
