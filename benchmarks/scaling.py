@@ -6,6 +6,7 @@ python benchmarks/scaling.py
 
 import torch
 
+from symprune import SketchSwap
 from symprune.pruning.cost import GIB, Cost, Shape
 
 MODELS = {  # hidden size, width of the MLP, decoder layers, heads, key and value heads, vocabulary
@@ -38,7 +39,8 @@ def table() -> str:
     """
     columns = {size: Cost(shape(size), 128, 2048, itemsize=2) for size in MODELS}
     grams = {size: Cost(cost.shape, 128, 2048, itemsize=2, gram=True) for size, cost in columns.items()}
-    sketches = {size: Cost(cost.shape, 128, 2048, itemsize=2, rank=64) for size, cost in columns.items()}
+    rank = SketchSwap().rank
+    sketches = {size: Cost(cost.shape, 128, 2048, itemsize=2, rank=rank) for size, cost in columns.items()}
     refit = {size: Cost(cost.shape, 128, 2048, itemsize=2, iterations=30) for size, cost in columns.items()}
     both = {
         size: Cost(cost.shape, 128, 2048, itemsize=2, iterations=50, gradients=True)
@@ -56,10 +58,12 @@ def table() -> str:
             f"{c.streamed(True) / GIB:.1f}" for c in columns.values()
         ],
         "Gram matrices of a decoder layer, GiB": [f"{c.grams / GIB:.1f}" for c in grams.values()],
-        "sketches of 64 columns of a decoder layer, GiB": [f"{c.grams / GIB:.2f}" for c in sketches.values()],
+        f"sketches of {rank} columns of a decoder layer, GiB": [
+            f"{c.grams / GIB:.2f}" for c in sketches.values()
+        ],
         "operations, 10^15": [f"{c.operations / 1e15:.1f}" for c in columns.values()],
         "operations with Gram matrices, 10^15": [f"{c.operations / 1e15:.1f}" for c in grams.values()],
-        "operations with sketches of 64 columns, 10^15": [
+        f"operations with sketches of {rank} columns, 10^15": [
             f"{c.operations / 1e15:.1f}" for c in sketches.values()
         ],
         "refit being computed, GiB": [f"{c.updating / GIB:.1f}" for c in refit.values()],

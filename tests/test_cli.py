@@ -513,7 +513,7 @@ def test_defaults_that_help_shows_are_those_that_are_taken():
         ("./nowhere", ["unknown model"]),
         ("/no/such/folder", ["unknown model"]),
         ("", ["holds no config.json"]),  # the current folder
-        ("organisation/no-such-model", ["cannot reach the hub", "SYMPRUNE_DATA", "HF_HOME"]),
+        ("organisation/no-such-model", ["no folder", "cannot reach the hub", "SYMPRUNE_DATA", "HF_HOME"]),
         ("not a valid/hub id!", ["unknown model"]),
     ],
 )
@@ -754,7 +754,7 @@ def test_the_real_command_refuses_and_serves(checkpoint, corpus, tmp_path):
 
     bad = command("prune", "organisation/no-such-model", "--out", "out")
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert re.fullmatch(r"symprune: error: cannot reach the hub .+\n", bad.stderr)
+    assert re.fullmatch(r"symprune: error: no folder organisation/no-such-model is here.+\n", bad.stderr)
     good = command(
         "prune", checkpoint, "--corpus", corpus, "--seq-len", 32, "--n-calib", 2, "--out", "out", "--json"
     )

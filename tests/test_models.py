@@ -378,7 +378,7 @@ def test_a_local_folder_is_loaded_in_the_dtype_asked_for(checkpoint):
 
 def test_a_hub_id_is_sought_in_the_local_folder_first(checkpoint, tmp_path, monkeypatch):
     shutil.copytree(checkpoint, tmp_path / "some-org/some-model")
-    with pytest.raises(UserError, match=r"cannot reach the hub for some-org/some-model.*SYMPRUNE_DATA"):
+    with pytest.raises(UserError, match=r"no folder some-org/some-model is here.*SYMPRUNE_DATA"):
         models.locate("some-org/some-model")
     monkeypatch.setenv("SYMPRUNE_DATA", str(tmp_path))
     assert models.locate("some-org/some-model") == tmp_path / "some-org/some-model"
@@ -404,7 +404,7 @@ def test_what_the_hub_answers_is_told_apart(monkeypatch):
     with pytest.raises(UserError, match="HF_TOKEN"):
         models.locate("org/name")
     answer(errors.LocalEntryNotFoundError("offline"))
-    with pytest.raises(UserError, match="cannot reach the hub for org/name: set SYMPRUNE_DATA"):
+    with pytest.raises(UserError, match="no folder org/name is here, and symprune cannot reach the hub"):
         models.locate("org/name")
 
 

@@ -20,7 +20,14 @@ def smaller(name: str) -> dict:
     """The profile with 1/32 of every length, few draws, and no GPU: nothing else is another."""
     whole = load_profile(name)
     lengths = {key: [n // hub.SCALE for n in whole[key]] for key in ("dense_lengths", "calibration_lengths")}
-    few = {"n_calib": 2, "n_eval": 2, "seeds": [0, 1], "zero_shot_limit": 3, "calibration_sizes": [1, 2]}
+    few = {
+        "n_calib": 2,
+        "n_eval": 2,
+        "zero_shot_limit": 3,
+        "calibration_sizes": [1, 2],
+        "frontier_windows": [2, 1],
+    }
+    few |= {key: [0, 1] for key in whole if key.endswith("seeds")}
     seq_len = whole["seq_len"] // hub.SCALE
     lengths |= {"seq_len": seq_len, "eval_seq_len": seq_len}
     return {"profile": f"rehearsed_{name}", "device": "cpu", **lengths, **few}

@@ -243,8 +243,9 @@ def _download(name: str) -> Path:
         ) from error
     except (OSError, errors.OfflineModeIsEnabled) as error:
         raise UserError(
-            f"cannot reach the hub for {name}: set SYMPRUNE_DATA to a folder that holds {name}/config.json, "
-            f"or HF_HOME to a filled cache, or use the model {EMBEDDED!r}"
+            f"no folder {name} is here, and symprune cannot reach the hub for it: give an existing folder, or"
+            f" set SYMPRUNE_DATA to one that holds {name}/config.json, or HF_HOME to a filled cache, or use"
+            f" the model {EMBEDDED!r}"
         ) from error
 
 
