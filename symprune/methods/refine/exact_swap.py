@@ -110,6 +110,7 @@ def _swap_rows(
     h = difference @ gram
     before = (h * difference).sum(dim=1)  # `objective` of the mask
     slope, cost = 2 * weight, weight.square() * gram.diagonal()
+    crossed = block_products(weight, gram, block) if block else None
     # Added to a change, 0 or inf: inf where a weight cannot be grown, or cannot be pruned.
     no_grow, no_prune = ((~x).to(weight.dtype).reciprocal_().sub_(1) for x in (mask, ~mask))
     for _ in range(max_cycles):
@@ -121,8 +122,11 @@ def _swap_rows(
             change += change_of_prune
         else:
             prune = torch.addcmul(cost, slope, h, value=-1).add_(no_prune)
-            found = best_of_blocks if block else best_of_all
-            change, k, j = found(weight, gram, grow, prune, block or weight.shape[1])
+            change, k, j = (
+                best_of_all(weight, gram, grow, prune)
+                if crossed is None
+                else best_of_blocks(grow, prune, crossed)
+            )
         better = change < -torch.finfo(weight.dtype).eps * before  # a smaller gain may be rounding
         if not better.any():
             break
@@ -144,29 +148,37 @@ def objective(weight: Weight, mask: Mask, gram: Float[Tensor, "d_in d_in"]) -> F
     return ((difference @ gram) * difference).sum(dim=1)
 
 
-def best_of_blocks(
-    weight: Weight, gram: Float[Tensor, "d_in d_in"], grow: Weight, prune: Weight, block: int
-) -> tuple[Float[Tensor, " d_out"], Int[Tensor, " d_out"], Int[Tensor, " d_out"]]:
-    """The change, the weight grown and the weight pruned of each row's best swap inside a block.
-
-    grow, prune: the change that each step makes alone.
-    """
-    shape = (len(weight), -1, block)
-    w, grow, prune = (x.reshape(shape) for x in (weight, grow, prune))
+def block_products(
+    weight: Weight, gram: Float[Tensor, "d_in d_in"], block: int
+) -> Float[Tensor, "d_out blocks block block"]:
+    """2 w[k] w[j] G[k, j] for every two inputs of a block: what a swap changes beside its two steps alone."""
     start = torch.arange(0, weight.shape[1], block, device=weight.device)
     member = start[:, None] + torch.arange(block, device=weight.device)
     inner = gram[member[:, :, None], member[:, None, :]]  # [blocks, block, block]
-    pairs = grow[..., :, None] + prune[..., None, :] - 2 * w[..., :, None] * w[..., None, :] * inner
-    change, best = pairs.flatten(1).min(dim=1)
+    w = weight.reshape(len(weight), -1, block)
+    return 2 * w[..., :, None] * w[..., None, :] * inner
+
+
+def best_of_blocks(
+    grow: Weight, prune: Weight, crossed: Float[Tensor, "d_out blocks block block"]
+) -> tuple[Float[Tensor, " d_out"], Int[Tensor, " d_out"], Int[Tensor, " d_out"]]:
+    """The change, the weight grown and the weight pruned of each row's best swap inside a block.
+
+    grow, prune: the change that each step makes alone; crossed: what `block_products` gives.
+    """
+    block = crossed.shape[-1]
+    grow, prune = (x.reshape(crossed.shape[:3]) for x in (grow, prune))
+    pairs = grow[..., :, None] + prune[..., None, :]
+    change, best = pairs.sub_(crossed).flatten(1).min(dim=1)
     first = best // block**2 * block
     return change, first + best // block % block, first + best % block
 
 
 def best_of_all(
-    weight: Weight, gram: Float[Tensor, "d_in d_in"], grow: Weight, prune: Weight, d_in: int
+    weight: Weight, gram: Float[Tensor, "d_in d_in"], grow: Weight, prune: Weight
 ) -> tuple[Float[Tensor, " d_out"], Int[Tensor, " d_out"], Int[Tensor, " d_out"]]:
     """What `best_of_blocks` gives where a whole row is one block, a few rows at a time."""
-    found = []
+    found, d_in = [], weight.shape[1]
     step = max(1, ENTRIES_PER_PART // d_in**2)
     for w, g, p in zip(*(x.split(step) for x in (weight, grow, prune)), strict=True):
         pairs = torch.mul(gram, -2 * w[:, :, None]).mul_(w[:, None, :])
