@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from symprune.base import paths
+from symprune.base.records import Record, Store
 from symprune.methods.recipe import REFINERS
 from symprune.methods.scores import SCORES
 from symprune.paper import differences, figures, style
-from symprune.paper.frontier import frontier, unbeaten
+from symprune.paper.frontier import frontier, seconds_of_one_machine, unbeaten
 
 SIDES = {"wanda": 0.0, "ria": -0.05, "stochria": 0.1, "magnitude": 2.0}
 
@@ -245,3 +247,22 @@ def test_the_frontier_shows_every_way_and_says_what_it_joins():
         assert np.allclose(drawn, rows[[cost, "perplexity"]])
     assert "nothing beats" in picture.caption
     assert "a: 89" in picture.alt
+
+
+def test_what_has_no_cost_is_left_out_of_its_frontier_alone():
+    rows = pd.DataFrame(
+        {"way": ["a", "b"], "seconds": [math.nan, 5.0], "gib": [1.0, 2.0], "perplexity": [80, 90]}
+    )
+    picture = frontier(
+        rows.assign(pattern="2:4"), {"seconds": "seconds", "gib": "GiB"}, "perplexity", "perplexity", "way"
+    )
+    joined = [ax.lines[-1].get_xydata().tolist() for ax in picture.figure.axes]
+    assert np.allclose(joined, [[[5.0, 90.0]], [[1.0, 80.0]]])
+
+
+def test_seconds_of_another_machine_are_no_seconds(folder):
+    store = Store(paths.records("test"))
+    machines = ["a GPU", "a CPU", "a GPU"]
+    keys = [store.put(Record({"n": i}, {}, {"machine": name})).key for i, name in enumerate(machines)]
+    rows = pd.DataFrame({"record": keys, "seconds_prune": [1.0, 100.0, 2.0]})
+    assert seconds_of_one_machine(rows, "test").fillna(-1).tolist() == [1.0, -1.0, 2.0]

@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from symprune.base import paths
+from symprune.base.records import Store
 from symprune.measure import Protocol
 from symprune.methods.recipe import Recipe
 from symprune.models.load import DTYPES, locate
@@ -45,11 +47,21 @@ def predicted_gib(
     ]
 
 
+def seconds_of_one_machine(rows: pd.DataFrame, profile: str) -> pd.Series:
+    """`seconds_prune` of the records that the machine of most of them measured, nan for all others: seconds
+    of two machines do not compare.
+    """
+    machines = {record.key: record.meta["machine"] for record in Store(paths.records(profile))}
+    machine = rows["record"].map(machines)
+    return rows["seconds_prune"].where(machine == machine.mode().iloc[0])
+
+
 def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, hue: str) -> Picture:
     """A panel per model, pattern and cost: a point per value of `hue`, and a staircase through those that
     nothing beats in both.
 
-    axes: column of a cost -> label of its axis. Rows are averaged over draws, as geometric means.
+    axes: column of a cost -> label of its axis. Rows are averaged over draws, as geometric means; what has no
+    cost (nan) is left out.
     """
     panels = list(rows.groupby([c for c in ("model", "pattern") if c in rows], sort=False))
     alone = "model" not in rows or rows["model"].nunique() == 1
@@ -70,7 +82,7 @@ def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, h
                     if name in points.index:
                         at = points.loc[name]
                         ax.plot(at[cost], at[value], markersize=6, label=name, **styles[name])
-                best = unbeaten(points, cost, value)
+                best = unbeaten(points.dropna(subset=cost), cost, value)
                 ax.step(best[cost], best[value], where="post", color="#999999", linewidth=1, zorder=0)
                 ax.set(
                     xlabel=title,
