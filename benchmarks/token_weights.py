@@ -1,6 +1,6 @@
 """Tokens weighed by their loss gradient inside the Gram matrix: a mask, swaps and refit with and without it.
 
-    python benchmarks/token_weights.py --out results/updates [--draws 2] [--n-calib 8]
+    python benchmarks/token_weights.py --out results/token_weights.jsonl [--draws 2] [--n-calib 8]
 
 sum over tokens of g^2 x x^T, g the norm of the loss gradient at the linear's output, beside the plain sum of
 x x^T; both of the dense model, the embedded one, at 60 % of each output from RIA with alpha = 1. Perplexity
@@ -65,11 +65,9 @@ def main() -> None:
     tokenizer, model = models.load_tokenizer("embedded"), models.load_model("embedded")
     dense = models.copy_weights(model)
     validation = corpora.evaluation_windows("embedded", tokenizer, 256, 18, "validation")
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / "token_weights.jsonl"
 
     def tell(**row) -> None:
-        with file.open("a") as kept:
+        with args.out.open("a") as kept:
             kept.write(json.dumps(row) + "\n")
         print(row, flush=True)
 
