@@ -165,6 +165,41 @@ put = records.Store.put"""
     assert "nothing to do again" in err
 
 
+def lives(pid: str) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_helps_a_killed_run_ends_with_it(project, tmp_path):
+    here, file = tmp_path / "here", project / "notebooks/02_toy.py"
+    endless = f"""
+import os, time
+with open({str(here)!r}, "a") as f:
+    f.write(f"{{os.getpid()}} {{os.getppid()}}" + chr(10))
+time.sleep(600)
+
+put = records.Store.put"""
+    file.write_text(file.read_text().replace("\nput = records.Store.put", endless))
+    running = command("reproduce", "--profile", "smoke", "--processes", "2", root=project)
+    wait_until(lambda: here.exists() and len(here.read_text().split()) == 4)
+    running.kill()
+    running.communicate()
+    kernels_and_theirs = set(here.read_text().split())
+    assert len(kernels_and_theirs) == 4
+    wait_until(lambda: not any(map(lives, kernels_and_theirs)))
+
+
+def wait_until(holds, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_a_shard_that_fails_says_where_and_its_notebook_is_kept(project, capsys):
     file = project / "notebooks/02_toy.py"
     file.write_text(file.read_text().split("# %%\nfrom")[0] + "# %%\nraise ArithmeticError('no')\n")

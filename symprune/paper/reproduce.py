@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +131,16 @@ def _helpers(
 
 
 def _help(wanted: Sequence[str], profile: str, shard: Shard, settings: Mapping[str, Any]) -> None:
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
     with contextlib.suppress(Exception, KeyboardInterrupt):
         measure_shard(wanted, profile, shard, False, settings)
+
+
+def _end_with_the_first() -> None:
+    """Interrupt this process when the one that started it is gone, which may have been killed."""
+    if first := multiprocessing.parent_process():
+        first.join()
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @dataclass(frozen=True)
