@@ -3,9 +3,9 @@
     python benchmarks/sketch.py [--rank 64] [--n-calib 2] [--seq-len 512] [--layers 4] [--repeats 3] [--best]
 
 Decoder layers of the embedded model, dense. Everything alternates in one process; medians of ratios within a
-repeat; the objective left is a mean over linears. With --best, exact swaps by the best
-of all pairs, too, which takes minutes.
-Bars: statistics at most 1.3 x a pass without statistics, swaps at most 1.3 x those of `ExactSwap`.
+repeat; the objective left is a mean over linears. With --best, exact swaps by the best of all pairs, too,
+which takes minutes. Bars: statistics at most 1.3 x a pass without statistics, swaps at most 1.3 x those of
+`ExactSwap`.
 """
 
 import argparse
@@ -62,15 +62,18 @@ def main() -> None:
     weights = {name: weight_view(linear) for linears in layers for name, linear in linears.items()}
     masks = {name: Unstructured(0.6)(Wanda()(weight, stats[name])) for name, weight in weights.items()}
 
-    left: dict[str, float] = {}  # of ||X (w_hat - w)||^2, by what was done
+    refined: dict[str, dict] = {}  # masks, by what was done
 
-    def refine(name: str, refiner) -> None:
-        refined = {of: refiner(weight, masks[of], stats[of]) for of, weight in weights.items()}
-        before, after = (
+    def refine(what: str, refiner) -> None:
+        refined[what] = {name: refiner(weight, masks[name], stats[name]) for name, weight in weights.items()}
+
+    def left(what: str) -> float:
+        """Of ||X (w_hat - w)||^2."""
+        after, before = (
             [objective(weight, of[name], stats[name].gram).sum() for name, weight in weights.items()]
-            for of in (masks, refined)
+            for of in (refined[what], masks)
         )
-        left[name] = statistics.fmean(float(a / b) for a, b in zip(after, before, strict=True))
+        return statistics.fmean(float(a / b) for a, b in zip(after, before, strict=True))
 
     works = {
         "pass without statistics": plain,
@@ -87,7 +90,7 @@ def main() -> None:
         base = "exact swaps" if "swaps" in name else "pass without statistics"
         seconds = statistics.median(times[name] for times in rounds)
         ratio = statistics.median(times[name] / times[base] for times in rounds)
-        objective_left = f", {left[name]:.3f} of the objective" if name in left else ""
+        objective_left = f", {left(name):.3f} of the objective" if name in refined else ""
         print(f"{name:<36} {seconds:>8.2f} s {ratio:>6.2f} x {base}{objective_left}")
 
 

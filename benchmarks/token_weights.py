@@ -15,44 +15,41 @@ from pathlib import Path
 
 import torch
 
-from symprune import RIA, ExactSwap, Refit, Unstructured, models, perplexity
+from symprune import RIA, ExactSwap, Recipe, Refit, Unstructured, models, perplexity, prune
 from symprune.base.progress import track
 from symprune.base.records import provenance
-from symprune.methods.stats import LayerStats, StatsAccumulator
+from symprune.methods.stats import LayerStats
 from symprune.models.layers import named_linears, weight_view
+from symprune.pruning.calibrate import collecting
 from symprune.text import corpora
 
-SIXTY, SCORE, SWAPS = Unstructured(0.6), RIA(alpha=1.0), ExactSwap(max_cycles=25)
+SWAPS = ExactSwap(max_cycles=25)
+WAYS = {"mask": (), "swaps": (SWAPS,), "refit": (None, Refit()), "swaps, refit": (SWAPS, Refit())}
 
 
-@torch.enable_grad()
-def gather(model, windows) -> dict[str, tuple[LayerStats, torch.Tensor]]:
-    """The statistics of every linear, and its Gram matrix with tokens weighed by their gradients."""
+def gather(model, windows) -> tuple[dict[str, LayerStats], dict[str, LayerStats]]:
+    """The statistics of every linear, and the same with tokens weighed by their gradients inside G alone."""
     linears = named_linears(model)
-    sums = {
-        name: StatsAccumulator(*reversed(weight_view(of).shape), gram=True) for name, of in linears.items()
-    }
-    weighed = {
-        name: torch.zeros(weight_view(of).shape[1], weight_view(of).shape[1]) for name, of in linears.items()
-    }
+    widths = {name: weight_view(linear).shape[1] for name, linear in linears.items()}
+    weighed = {name: torch.zeros(width, width) for name, width in widths.items()}
 
     def receive(name: str, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         x = inputs.flatten(0, -2) * gradient.flatten(0, -2).norm(dim=-1, keepdim=True)
         weighed[name] += x.T @ x
 
     def observe(name: str, _, given, outputs) -> None:
-        inputs = given[0].detach()
-        sums[name].update(inputs.flatten(0, -2))
-        outputs.register_hook(partial(receive, name, inputs))
+        outputs.register_hook(partial(receive, name, given[0].detach()))
 
     hooks = [linear.register_forward_hook(partial(observe, name)) for name, linear in linears.items()]
     model.requires_grad_(False)
-    for window in track(windows, "gathering"):
-        embeddings = model.get_input_embeddings()(window[None]).detach().requires_grad_()
-        model(inputs_embeds=embeddings, labels=window[None], use_cache=False).loss.backward()
+    with collecting(linears, {"input_norm", "gram"}) as sums, torch.enable_grad():
+        for window in track(windows, "gathering"):
+            embeddings = model.get_input_embeddings()(window[None]).detach().requires_grad_()
+            model(inputs_embeds=embeddings, labels=window[None], use_cache=False).loss.backward()
     for hook in hooks:
         hook.remove()
-    return {name: (sums[name].finish(), weighed[name]) for name in linears}
+    alike = sums.finish()
+    return alike, {name: replace(stats, gram=weighed[name]) for name, stats in alike.items()}
 
 
 def main() -> None:
@@ -74,23 +71,15 @@ def main() -> None:
     tell(what="machine", **provenance())
     for draw in range(args.draws):
         models.restore_weights(model, dense)
-        gathered = gather(model, corpora.calibration_windows("embedded", tokenizer, args.n_calib, 512, draw))
-        for tokens in ("alike", "weighed"):
-            for way in ("mask", "swaps", "refit", "swaps, refit"):
+        windows = corpora.calibration_windows("embedded", tokenizer, args.n_calib, 512, draw)
+        for tokens, stats in zip(("alike", "weighed"), gather(model, windows), strict=True):
+            for way, parts in WAYS.items():
                 if (tokens, way) == ("weighed", "mask"):
                     continue  # RIA reads no Gram matrix
                 models.restore_weights(model, dense)
-                for name, linear in named_linears(model).items():
-                    stats, other = gathered[name]
-                    if tokens == "weighed":  # what RIA reads stays
-                        stats = replace(stats, gram=other)
-                    weight = weight_view(linear)
-                    mask = SIXTY(SCORE(weight, stats))
-                    mask = SWAPS(weight, mask, stats) if "swaps" in way else mask
-                    weight.copy_(Refit()(weight, mask, stats) if "refit" in way else weight * mask)
+                prune(model, stats, Recipe(RIA(alpha=1.0), Unstructured(0.6), *parts), propagate="dense")
                 tell(draw=draw, tokens=tokens, way=way, validation=float(perplexity(model, validation)))
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+    main()
