@@ -183,7 +183,7 @@ def test_a_run_killed_again_and_again_at_random_moments_ends_with_the_same_bits(
 ):
     rng, calls = random.Random(0), int((undisturbed / "calls").read_text())
     kills = chain = 0
-    while kills < 10:
+    while kills < 20:
         folder = tmp_path / str(chain)
         folder.mkdir()
         while attempt(child, folder, ("call", "", rng.randrange(1, calls))) != 0:

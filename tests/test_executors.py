@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from executing import RECIPES, TOY, WANDA, command, project, protocol  # noqa: F401
@@ -167,10 +168,9 @@ put = records.Store.put"""
 
 def lives(pid: str) -> bool:
     """Whether a process runs; one that only waits to be reaped does not."""
-    stat = Path(f"/proc/{pid}/stat")
     try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 

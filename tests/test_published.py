@@ -97,10 +97,11 @@ def test_what_the_records_of_cpu_answer_is_still_asked_by_the_same_names(tokeniz
     ("profile", "recipe"),
     [
         ("cpu", None),
+        ("cpu", Recipe(Magnitude(), NM(2, 4))),
         ("cpu", Recipe(Wanda(), Unstructured(0.6))),  # through pruned layers, which amplify rounding
         ("full", Recipe(Magnitude(), NM(2, 4))),  # measured on a GPU
     ],
-    ids=["dense", "wanda, sequential", "of a GPU"],
+    ids=["dense", "magnitude 2:4", "wanda, sequential", "of a GPU"],
 )
 def test_a_published_perplexity_is_found_under_its_key_and_measured_again(
     profile, recipe, tmp_path, monkeypatch
