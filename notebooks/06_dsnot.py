@@ -56,6 +56,7 @@ from symprune.methods.recipe import pattern_label
 from symprune.methods.refine import AS_PUBLISHED
 from symprune.paper.claims import family
 from symprune.paper.differences import difference_dots, differences
+from symprune.paper.frontier import seconds_of_one_machine
 from symprune.paper.reported import agreement_in_sign
 from symprune.paper.style import save_figure
 from symprune.paper.tables import divergence_table, perplexity_table, save_table
@@ -168,6 +169,7 @@ save_figure(difference_dots(of), profile, "06_dsnot")
 
 # %% tags=["nbval-ignore-output"]
 of_first = at_highest[at_highest["seed"] == central_seeds[0]].dropna(subset="swaps")
+of_first = of_first.assign(seconds_prune=seconds_of_one_machine(of_first, profile))
 effort = of_first[
     ["model", "method", "refine", "rows refined", "swaps", "error before", "error after", "seconds_prune"]
 ]

@@ -100,13 +100,8 @@ save_figure(difference_dots(of), profile, "10_ranks")
 # machine that measured most of these records. `benchmarks/sketch.py` times statistics, too.
 
 # %% tags=["nbval-ignore-output"]
-mib = {
-    (model, recipe.key): gib * 1024
-    for model in models
-    for recipe, gib in zip(swapped, predicted_gib(list(swapped), model, protocol, "grams"), strict=True)
-}
 costs = rows.assign(
-    mib=[mib[case] for case in zip(rows["model"], rows["recipe_key"], strict=True)],
+    mib=1024 * predicted_gib(rows, list(swapped), protocol, "grams"),
     seconds_prune=seconds_of_one_machine(rows, profile),
 )
 shown = costs.groupby(["model", "pattern", "refine"], sort=False)[["mib", "seconds_prune"]].min()

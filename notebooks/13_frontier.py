@@ -153,13 +153,8 @@ save_figure(
 # cost model's prediction of the peak with the model in memory ([scaling](../docs/scaling.md)).
 
 # %% tags=["nbval-ignore-output"]
-gib = {
-    (model, recipe.key): predicted
-    for model in models
-    for recipe, predicted in zip(recipes, predicted_gib(list(recipes), model, protocol), strict=True)
-}
 costs = pruned.assign(
-    gib=[gib[case] for case in zip(pruned["model"], pruned["recipe_key"], strict=True)],
+    gib=predicted_gib(pruned, list(recipes), protocol),
     seconds_prune=seconds_of_one_machine(pruned, profile),
 )
 columns = ["perplexity", "kl", "agreement", "seconds_prune", "gib"]

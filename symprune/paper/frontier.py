@@ -1,7 +1,6 @@
 """What quality costs: recipes by what they leave of a model, and by the seconds and bytes that they take."""
 
 from collections.abc import Sequence
-from math import nan
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,33 +17,30 @@ from symprune.pruning.cost import GIB, Cost, Shape, asked_by
 
 
 def predicted_gib(
-    recipes: Sequence[Recipe | None], model: str, protocol: Protocol, part: str = "in_memory"
-) -> list[float]:
-    """GiB at the peak of pruning a model in memory by each recipe, as the cost model has it (None: nan).
+    rows: pd.DataFrame, recipes: Sequence[Recipe], protocol: Protocol, part: str = "in_memory"
+) -> pd.Series:
+    """GiB that pruning each row's model by its recipe, one of these, takes as the cost model has it.
 
-    part: of a `Cost`, in bytes.
+    part: of a `Cost`, in bytes; the peak with the model in memory unless told otherwise.
     """
-    shape = Shape.of(skeleton(locate(model), protocol.dtype))
-    passes = {"pruned": 2, "dense": 1}[protocol.propagate]
-    return [
-        nan
-        if recipe is None
-        else getattr(
-            Cost(
-                shape,
-                protocol.n_calib,
-                protocol.seq_len,
-                DTYPES[protocol.dtype].itemsize,
-                protocol.batch_size,
-                passes if recipe.uses else 0,
-                computed=DTYPES[protocol.calibration_dtype or protocol.dtype].itemsize,
-                **asked_by(recipe),
-            ),
-            part,
-        )
-        / GIB
-        for recipe in recipes
-    ]
+    shapes = {model: Shape.of(skeleton(locate(model), protocol.dtype)) for model in rows["model"].unique()}
+    by_key = {recipe.key: recipe for recipe in recipes}
+    cases = zip(rows["model"], rows["recipe_key"], strict=True)
+    costs = [_cost(by_key[key], shapes[model], protocol) for model, key in cases]
+    return pd.Series([getattr(cost, part) / GIB for cost in costs], index=rows.index)
+
+
+def _cost(recipe: Recipe, shape: Shape, protocol: Protocol) -> Cost:
+    return Cost(
+        shape,
+        protocol.n_calib,
+        protocol.seq_len,
+        DTYPES[protocol.dtype].itemsize,
+        protocol.batch_size,
+        {"pruned": 2, "dense": 1}[protocol.propagate] if recipe.uses else 0,
+        computed=DTYPES[protocol.calibration_dtype or protocol.dtype].itemsize,
+        **asked_by(recipe),
+    )
 
 
 def seconds_of_one_machine(rows: pd.DataFrame, profile: str) -> pd.Series:
