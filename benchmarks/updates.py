@@ -1,7 +1,7 @@
 """What happens to the weights that stay: masks, refinements and updates of the embedded model at 60 % per
 output, with propagation, by perplexity, seconds and peak memory.
 
-    python benchmarks/updates.py --out results/updates [--device cuda] [--draws 5] [--budget-seconds 600]
+    python benchmarks/updates.py --out results/updates [--device cuda] [--draws 0 1 2] [--budget-seconds 600]
     python benchmarks/updates.py --table FILE    # the tables of docs/updates.md from what was kept
 
 Coefficients are chosen on the embedded validation split, draw 0 of 32 windows of 512 tokens; the recipes are
@@ -32,6 +32,7 @@ from symprune import (
     prune,
 )
 from symprune.base import paths
+from symprune.base.records import provenance
 from symprune.methods.refine import ExactSwap
 from symprune.pruning.calibrate import gather
 from symprune.pruning.cost import GIB
@@ -67,13 +68,13 @@ def measure(args: argparse.Namespace) -> None:
     """Every recipe that the budget allows, into a file named by the device."""
     start, cuda = time.perf_counter(), args.device.startswith("cuda")
     synchronize = torch.cuda.synchronize if cuda else (lambda: None)
-    name = torch.cuda.get_device_name() if cuda else "cpu"
+    name = torch.cuda.get_device_name() if cuda else provenance()["machine"]
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"{name.replace(' ', '_')}.jsonl"
     tokenizer, model = models.load_tokenizer("embedded"), models.load_model("embedded", device=args.device)
     dense = models.copy_weights(model)
     validation = corpora.evaluation_windows("embedded", tokenizer, 512, 64, "validation")
-    wikitext = corpora.evaluation_windows("wikitext2", tokenizer, 2048, args.windows)
+    wikitext = corpora.evaluation_windows("wikitext2", tokenizer, 2048)[: args.windows]
     gradients: dict[int, dict] = {}
 
     def tell(**row) -> None:
@@ -119,11 +120,12 @@ def measure(args: argparse.Namespace) -> None:
         tell(**row)
 
     tell(what="machine", device=name, torch=torch.__version__)
-    for update in (*ONE_SIDE, *BOTH):
+    for update in (*ONE_SIDE, *BOTH) if 0 in args.draws else ():
         run("sweep", Recipe(SCORE, SIXTY, SWAPS, update), 0)
-    for draw in range(args.draws):
+    for draw in args.draws:
         for recipe in RECIPES:
-            run("main", recipe, draw)
+            if not args.recipes or recipe.label in args.recipes:
+                run("main", recipe, draw)
 
 
 def tables(file: Path) -> str:
@@ -181,8 +183,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=paths.ROOT / "results/updates")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--windows", type=int)
+    parser.add_argument("--draws", type=int, nargs="+", default=range(5))
+    parser.add_argument("--recipes", nargs="+", metavar="LABEL", choices=[r.label for r in RECIPES])
+    parser.add_argument("--windows", type=int, help="of WikiText-2, the first so many (default: all 148)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--budget-seconds", type=float, default=600)
     parser.add_argument("--table", type=Path)

@@ -66,6 +66,7 @@ from symprune import (
 from symprune.measure import Experiment, Protocol
 from symprune.methods.recipe import parse_pattern, pattern_label
 from symprune.paper.claims import family
+from symprune.paper.compare import one_perplexity
 from symprune.paper.differences import difference_dots, differences
 from symprune.paper.reported import agreement_in_sign, beside_reported
 from symprune.paper.style import save_figure
@@ -231,9 +232,7 @@ for model in models:
     )
 per_output = by_group[by_group["pattern"] == pattern_label(Unstructured(max(sparsities)))]
 constant = per_output[per_output["method"].isin(["owanda", "magnitude"])]
-assert constant.groupby("model")["perplexity"].nunique().eq(1).all(), (
-    "within a row y is constant: OWanda is magnitude pruning"
-)
+assert one_perplexity(constant, ["model"]), "within a row y is constant: OWanda is magnitude pruning"
 
 # %% [markdown]
 # ## Verdicts

@@ -51,6 +51,7 @@ from symprune import SCORES, DSnoT, R2DSnoT, Recipe, Unstructured
 from symprune.measure import Experiment, Protocol
 from symprune.methods.refine import AS_PUBLISHED
 from symprune.paper.claims import family
+from symprune.paper.compare import one_perplexity
 from symprune.paper.differences import difference_dots, differences
 from symprune.paper.figures import heat_map
 from symprune.paper.style import save_figure
@@ -176,9 +177,7 @@ if doses:
 
 # %%
 same = rows[rows["part"].isin(["dsnot", "neutral"])]
-assert (same.groupby(["model", "method", "seed"])["perplexity"].nunique() == 1).all(), (
-    "with neutral parameters R2-DSnoT is DSnoT"
-)
+assert one_perplexity(same, ["model", "method", "seed"]), "with neutral parameters R2-DSnoT is DSnoT"
 
 # %% [markdown]
 # ## Verdicts

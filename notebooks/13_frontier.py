@@ -29,17 +29,15 @@ device = "cpu"
 dtype = "float64"
 calibration_dtype = "float64"
 calibration_corpus = "embedded"
-n_calib = 2
 seq_len = 64
-seeds = [0]
 propagate = "pruned"
 evaluation_corpus = "embedded"
 n_eval = 2
 eval_seq_len = 64
 batch_size = 2
-frontier_patterns = ["0.6"]
-frontier_seeds = [0]
+frontier_patterns = {"0.6": [0]}
 frontier_windows = [2]
+frontier_windows_seeds = [0]
 updated_masks = ["ria"]
 updates = ["none", "refit"]
 peers = ["wanda"]
@@ -68,11 +66,11 @@ from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 #
 # Masks within output rows from RIA with alpha = 1. With propagation the next layer sees the updated weights.
 # H, which both sides need, is of the dense model. Damping and coefficients are the defaults, chosen on
-# validation text ([updates](../docs/updates.md)); iterations are the profile's. The first pattern has the
-# draws of `frontier_seeds`, others those of `seeds`.
+# validation text ([updates](../docs/updates.md)); iterations are the profile's. Each pattern has its own
+# draws of calibration text.
 
 # %%
-protocol = Protocol.of(globals(), seeds=frontier_seeds, n_calib=frontier_windows[0])
+protocol = Protocol.of(globals(), n_calib=frontier_windows[0])
 masks = {
     "wanda": (Wanda(), None),
     "ria": (RIA(alpha=1.0), None),
@@ -85,26 +83,26 @@ kinds = {
     "both sides": SymmetricRefit(max_iterations=refit_iterations),
     "sequential": Sequential(),
 }
-patterns = [parse_pattern(text) for text in frontier_patterns]
+draws = {parse_pattern(text): tuple(seeds) for text, seeds in frontier_patterns.items()}
 cells = [(mask, update) for mask in updated_masks for update in updates]
 cells += [(peer, "sequential" if peer == "sparsegpt" else "none") for peer in peers]
 recipes = {
     Recipe(masks[mask][0], pattern, masks[mask][1], kinds[update]): (mask, update)
-    for pattern in patterns
+    for pattern in draws
     for mask, update in cells
 }
-draws = {pattern: frontier_seeds if pattern == patterns[0] else seeds for pattern in patterns}
 by_pattern = [
-    Experiment(replace(protocol, seeds=tuple(draws[pattern]))).run(
+    Experiment(replace(protocol, seeds=seeds)).run(
         [None, *(recipe for recipe in recipes if recipe.pattern == pattern)]
     )
-    for pattern in patterns
+    for pattern, seeds in draws.items()
 ]
 rows = pd.concat(by_pattern, ignore_index=True).drop_duplicates("record", ignore_index=True)
 of = rows["recipe_key"].map({recipe.key: cell for recipe, cell in recipes.items()})
 rows = rows.assign(
     mask=[cell[0] if isinstance(cell, tuple) else "dense" for cell in of],
     update=[cell[1] if isinstance(cell, tuple) else "none" for cell in of],
+    draws=rows.groupby("pattern")["seed"].transform("nunique"),
 )
 rows["way"] = [
     mask if kept == "none" else f"{mask}, {kept}"
@@ -116,7 +114,7 @@ rows["way"] = [
 
 # %%
 save_table(
-    perplexity_table(rows, digits, index=["model", "pattern", "mask"], columns="update"),
+    perplexity_table(rows, digits, index=["model", "pattern", "draws", "mask"], columns="update"),
     profile,
     "13_frontier",
     data=rows,
@@ -149,8 +147,9 @@ save_figure(
 # ## Quality against seconds and memory
 #
 # Means over draws. Seconds are of the whole pruning, statistics and H included, beside whatever else the
-# machine ran: of the one machine that measured most of these records (nan: not measured there). Bytes are the
-# cost model's prediction of the peak with the model in memory ([scaling](../docs/scaling.md)).
+# machine ran. They compare within a pattern: of the one machine that measured most of its records (nan: not
+# measured there). Bytes are the cost model's prediction of the peak with the model in memory
+# ([scaling](../docs/scaling.md)).
 
 # %% tags=["nbval-ignore-output"]
 costs = pruned.assign(
@@ -168,16 +167,14 @@ save_figure(frontier(costs, axes, "perplexity", "perplexity", "way"), profile, "
 # %% [markdown]
 # ## More calibration text
 #
-# Does an update gain from it where a mask does not? The first pattern, by calibration windows.
+# Does an update gain from it where a mask does not? The first pattern, by calibration windows, on
+# the draws of `frontier_windows_seeds`.
 
 # %%
+first = next(iter(draws))
 sizes = {
-    n: Experiment(Protocol.of(globals(), seeds=frontier_seeds, n_calib=n)).run(
-        [
-            recipe
-            for recipe, (mask, kept) in recipes.items()
-            if (mask, kept) in cells[:2] and recipe.pattern == patterns[0]
-        ]
+    n: Experiment(Protocol.of(globals(), seeds=frontier_windows_seeds, n_calib=n)).run(
+        [recipe for recipe, cell in recipes.items() if cell in cells[:2] and recipe.pattern == first]
     )
     for n in frontier_windows
 }

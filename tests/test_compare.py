@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from symprune.paper.compare import (
+    one_perplexity,
     paired,
     paired_accuracy,
     paired_logs,
@@ -312,3 +313,12 @@ def test_more_comparisons_widen_the_interval_of_an_accuracy():
     alone, of_ten = paired_accuracy(a, b), paired_accuracy(a, b, 10)
     assert (alone.comparisons, of_ten.comparisons) == (1, 10)
     assert of_ten.low < alone.low < alone.difference == of_ten.difference < alone.high < of_ten.high
+
+
+def test_equal_masks_measured_on_two_machines_have_one_perplexity_and_others_do_not():
+    def rows(*perplexities):
+        return pd.DataFrame({"model": "m", "seed": [None, None, 1.0, 1.0], "perplexity": perplexities})
+
+    assert one_perplexity(rows(20.0, 20.0, 117.36624, 117.36577), ["model", "seed"]), "as an H100 and an EPYC"
+    assert not one_perplexity(rows(20.0, 20.0, 117.36, 117.39), ["model", "seed"])
+    assert not one_perplexity(rows(20.0, 20.1, 117.36, 117.36), ["model", "seed"]), "nor where no seed plays"

@@ -260,9 +260,11 @@ def test_what_has_no_cost_is_left_out_of_its_frontier_alone():
     assert np.allclose(joined, [[[5.0, 90.0]], [[1.0, 80.0]]])
 
 
-def test_seconds_of_another_machine_are_no_seconds(folder):
+def test_seconds_of_another_machine_are_no_seconds_but_where_it_measured_most_of_a_pattern(folder):
     store = Store(paths.records("test"))
-    machines = ["a GPU", "a CPU", "a GPU"]
+    machines = ["a GPU", "a CPU", "a GPU", "a CPU"]
     keys = [store.put(Record({"n": i}, {}, {"machine": name})).key for i, name in enumerate(machines)]
-    rows = pd.DataFrame({"record": keys, "seconds_prune": [1.0, 100.0, 2.0]})
-    assert seconds_of_one_machine(rows, "test").fillna(-1).tolist() == [1.0, -1.0, 2.0]
+    rows = pd.DataFrame(
+        {"record": keys, "seconds_prune": [1.0, 100.0, 2.0, 90.0], "pattern": [*["0.6"] * 3, "0.5"]}
+    )
+    assert seconds_of_one_machine(rows, "test").fillna(-1).tolist() == [1.0, -1.0, 2.0, 90.0]

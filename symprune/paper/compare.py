@@ -13,6 +13,7 @@ import pandas as pd
 from symprune.paper.crossed import Mean, crossed
 
 ONE_DRAW = "one draw: the draw is not covered"
+_ROUNDING = 1e-4  # relative: what float32 may make of the same pruned model on two machines, and some
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,15 @@ def paired_accuracy(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> P
         comparisons=comparisons,
         detectable=None if math.isinf(detectable) else detectable,
     )
+
+
+def one_perplexity(rows: pd.DataFrame, by: Sequence[str]) -> bool:
+    """Whether all rows that agree in `by` have one perplexity, but for what rounding does.
+
+    Equal masks give equal bits on one machine; records may be of two, whose sums are of another order.
+    """
+    of = rows.groupby(list(by), dropna=False)["perplexity"]
+    return bool((of.max() <= (1 + _ROUNDING) * of.min()).all())
 
 
 def rightly(rows: pd.DataFrame) -> np.ndarray:

@@ -44,12 +44,13 @@ def _cost(recipe: Recipe, shape: Shape, protocol: Protocol) -> Cost:
 
 
 def seconds_of_one_machine(rows: pd.DataFrame, profile: str) -> pd.Series:
-    """`seconds_prune` of the records that the machine of most of them measured, nan for all others: seconds
-    of two machines do not compare.
+    """`seconds_prune` of the records that, in each pattern, the machine of most of them measured, nan for all
+    others: seconds of two machines do not compare.
     """
     machines = {record.key: record.meta["machine"] for record in Store(paths.records(profile))}
     machine = rows["record"].map(machines)
-    return rows["seconds_prune"].where(machine == machine.mode().iloc[0])
+    most = machine.groupby(rows["pattern"]).transform(lambda of: of.mode().iloc[0])
+    return rows["seconds_prune"].where(machine == most)
 
 
 def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, hue: str) -> Picture:
