@@ -152,21 +152,21 @@ def tables(file: Path) -> str:
         peak = over(of, "peak_bytes", 2, GIB) if "peak_bytes" in of[0] else ""
         lines.append(f"| {name} | {each} | {over(of, 'first8', 1)} | {over(of, 'seconds', 1)} | {peak} |")
     pairs = [
-        f"| {a.label} | {b.label} | {' | '.join(_difference(by, a, b, d) for d in draws)} |" for a, b in PAIRS
+        f"| {a.label} | {b.label} | {' | '.join(_difference(by, a, b, d) for d in draws)} |"
+        for a, b in PAIRS
+        if a.label in by and b.label in by
     ]
     head = " | ".join(f"draw {d}" for d in draws)
-    return "\n".join(
+    measured = [
+        ["| recipe | validation perplexity | objective before | after |\n|---|---:|---:|---:|", *choice],
         [
-            "| recipe | validation perplexity | objective before | after |\n|---|---:|---:|---:|",
-            *choice,
-            f"\n| recipe | {head} | first 8 windows, mean | seconds | peak GiB |",
+            f"| recipe | {head} | first 8 windows, mean | seconds | peak GiB |",
             "|---|" + "---:|" * (len(draws) + 3),
             *lines,
-            f"\n| recipe | against | {head} |",
-            "|---|---|" + "---:|" * len(draws),
-            *pairs,
-        ]
-    )
+        ],
+        [f"| recipe | against | {head} |", "|---|---|" + "---:|" * len(draws), *pairs],
+    ]
+    return "\n\n".join("\n".join(table) for table in measured if table[-1].count("---") == 0)
 
 
 def _difference(by: dict, a: Recipe, b: Recipe, draw: str) -> str:

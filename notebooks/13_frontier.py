@@ -83,7 +83,7 @@ kinds = {
     "both sides": SymmetricRefit(max_iterations=refit_iterations),
     "sequential": Sequential(),
 }
-draws = {parse_pattern(text): tuple(seeds) for text, seeds in frontier_patterns.items()}
+draws = {parse_pattern(text): seeds for text, seeds in frontier_patterns.items()}
 cells = [(mask, update) for mask in updated_masks for update in updates]
 cells += [(peer, "sequential" if peer == "sparsegpt" else "none") for peer in peers]
 recipes = {
