@@ -130,10 +130,10 @@ def measure(args: argparse.Namespace) -> None:
 
 def tables(file: Path) -> str:
     """Markdown: the choice on validation text, the recipes draw by draw, and paired differences."""
-    found = [json.loads(line) for line in file.read_text().splitlines()]
-    swept = {row["recipe"]: row for row in found if row["what"] == "sweep"}
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    swept = {row["recipe"]: row for row in kept if row["what"] == "sweep"}
     by: dict[str, dict[str, dict]] = {}
-    for row in found:
+    for row in kept:
         if row["what"] == "main":
             by.setdefault(row["recipe"], {})[row["draw"].removeprefix("calibration ")] = row
     draws = sorted({draw for rows in by.values() for draw in rows})
@@ -157,16 +157,14 @@ def tables(file: Path) -> str:
         if a.label in by and b.label in by
     ]
     head = " | ".join(f"draw {d}" for d in draws)
-    measured = [
-        ["| recipe | validation perplexity | objective before | after |\n|---|---:|---:|---:|", *choice],
-        [
-            f"| recipe | {head} | first 8 windows, mean | seconds | peak GiB |",
-            "|---|" + "---:|" * (len(draws) + 3),
-            *lines,
-        ],
-        [f"| recipe | against | {head} |", "|---|---|" + "---:|" * len(draws), *pairs],
-    ]
-    return "\n\n".join("\n".join(table) for table in measured if table[-1].count("---") == 0)
+    right = "---:|"
+    columns = right * (len(draws) + 3)
+    found = {
+        f"| recipe | validation perplexity | objective before | after |\n|---|{right * 3}": choice,
+        f"| recipe | {head} | first 8 windows, mean | seconds | peak GiB |\n|---|{columns}": lines,
+        f"| recipe | against | {head} |\n|---|---|{right * len(draws)}": pairs,
+    }
+    return "\n\n".join("\n".join([of, *rows]) for of, rows in found.items() if rows)
 
 
 def _difference(by: dict, a: Recipe, b: Recipe, draw: str) -> str:
