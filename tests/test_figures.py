@@ -249,6 +249,18 @@ def test_the_frontier_shows_every_way_and_says_what_it_joins():
     assert "a: 89" in picture.alt
 
 
+def test_no_two_ways_of_a_frontier_look_alike():
+    ways = ["ria", "ria, refit", "wanda, refit", "ria, swaps, refit", "ria, swaps", "mine", "mine, other"]
+    rows = pd.DataFrame({"way": ways, "cost": range(1, 8), "perplexity": range(17, 10, -1), "pattern": "2:4"})
+    picture = frontier(rows, {"cost": "cost"}, "perplexity", "perplexity", "way")
+    looks = {
+        (line.get_color(), line.get_marker(), line.get_fillstyle(), line.get_markerfacecolor())
+        for line in picture.figure.axes[0].lines
+        if line.get_label() in ways
+    }
+    assert len(looks) == len(ways)
+
+
 def test_what_has_no_cost_is_left_out_of_its_frontier_alone():
     rows = pd.DataFrame(
         {"way": ["a", "b"], "seconds": [math.nan, 5.0], "gib": [1.0, 2.0], "perplexity": [80, 90]}

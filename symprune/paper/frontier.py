@@ -1,5 +1,6 @@
 """What quality costs: recipes by what they leave of a model, and by the seconds and bytes that they take."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -78,7 +79,9 @@ def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, h
                 for name in names:
                     if name in points.index:
                         at = points.loc[name]
-                        ax.plot(at[cost], at[value], markersize=6, label=name, **styles[name])
+                        ax.plot(
+                            at[cost], at[value], markersize=8, markeredgewidth=0.8, label=name, **styles[name]
+                        )
                 best = unbeaten(points.dropna(subset=cost), cost, value)
                 ax.step(best[cost], best[value], where="post", color="#999999", linewidth=1, zorder=0)
                 ax.set(
@@ -99,7 +102,8 @@ def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, h
     )
     caption = (
         f"{label} against {' and against '.join(axes.values())}, both logarithmic, lower is better; geometric"
-        " means over draws. The line joins what nothing beats in both."
+        " means over draws. The line joins what nothing beats in both. Seconds compare within a panel: in"
+        " each they are one machine's."
     )
     return Picture(fig, caption[:1].upper() + caption[1:], f"Points. {label}: {spoken}.")
 
@@ -114,12 +118,20 @@ _CALLED = {"swaps": "exact_swap", "both sides": "symmetric_refit", "sequential":
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict]:
-    """The look of what was done last; not filled where others ended with the same."""
+    """The look of what was done last; each further name that would look the same is filled in another way."""
+    fills = ["full", "none", "left", "right", "top", "bottom"]
     styles: dict[str, dict] = {}
+    seen: Counter[tuple[str, str]] = Counter()
     for name in names:
         last = name.rsplit(", ", 1)[-1]
-        colour, marker = METHODS.get(_CALLED.get(last, last), GREYS[0])
-        again = any(colour == style["color"] for style in styles.values())
-        face = "white" if again else colour
-        styles[name] = {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": "none"}
+        look = colour, marker = METHODS.get(_CALLED.get(last, last), GREYS[0])
+        fill = fills[seen[look] % len(fills)]
+        seen[look] += 1
+        styles[name] = {
+            "color": colour,
+            "marker": marker,
+            "fillstyle": fill,
+            "markerfacecoloralt": "white",
+            "linestyle": "none",
+        }
     return styles
