@@ -137,7 +137,7 @@ def test_where_nothing_was_run_all_of_it_stays_visible(profile):
             "Reproduced in 1, contradicted in 1, undecided in 1 of 3 cases (4 more not run here)",
         ),
         (["reproduced", "undecided"], "mixed", "Reproduced in 1, undecided in 1 of 2 cases (5 more"),
-        (["undecided"], "undecided", "Undecided (6 more not run here)."),
+        (["undecided"], "undecided", "Undecided (6 more not run here); 50%: perplexity 10.0% lower"),
     ],
 )
 def test_the_mark_is_over_all_cases(profile, words, mark, sentence):
@@ -168,7 +168,20 @@ def test_what_can_be_is_shown_by_one_case_and_refuted_by_all(profile, words, mar
     assert claim.effect == pytest.approx(-0.1), "of such a claim the best case is shown, not the mean"
 
 
-def test_the_effect_is_the_mean_of_logarithms_and_the_interval_that_of_intervals_that_hold_together(profile):
+def test_one_case_unlike_the_others_is_not_the_effect_of_a_claim(profile):
+    of = [verdict("50%", "undecided", 0.01), verdict("2:4", "undecided", 0.03, power=0.02)]
+    of += [verdict("4:8", "undecided", -0.9, power=0.07)]
+    claim = found(profile, n2=of)["below"]
+    assert [claim.effect, claim.low, claim.high] == pytest.approx([0.01, -0.01, 0.04])
+    assert claim.sentence.endswith(
+        "the largest: 4:8: perplexity 90.0% lower (-92.0% to -87.0%); 2.0% to 7.0% would have been found with"
+        " 80 % probability."
+    )
+
+
+def test_the_effect_of_two_is_the_mean_of_logarithms_and_the_interval_that_of_intervals_that_hold_together(
+    profile,
+):
     claim = found(profile, n2=[verdict("50%", "reproduced", -0.5), verdict("2:4", "undecided", 1.0)])["below"]
     expected = [math.sqrt(a * b) - 1 for a, b in ((0.5, 2.0), (0.48, 1.98), (0.53, 2.03))]
     assert [claim.effect, claim.low, claim.high] == pytest.approx(expected)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -27,11 +28,12 @@ class ClaimFound:
     reproduced, "mixed" if some are reproduced and others are not, "undecided" if none is decided.
     reproduced, contradicted, undecided, not_run: how many cases. sentence: all of it in words, made from
     these fields and those of the verdicts.
-    effect, low, high: the mean over the cases that were run (of logarithms where `unit` is a ratio's), and an
-    interval that holds with 95 % because those of the cases hold together; fractions, or points of accuracy
-    if unit is "points"; None without intervals of one unit. side: where the claim would have it, "lower",
-    "higher", or "within" `margin` of zero. power: the smallest difference that would have been found with
-    80 % in each undecided case (of "within": the smallest margin that could have been shown).
+    effect, low, high: the median over the cases that were run (of logarithms where `unit` is a ratio's), and
+    an interval, the medians of their ends, that holds with 95 % because those of the cases hold together;
+    fractions, or points of accuracy if unit is "points"; None without intervals of one unit. side: where the
+    claim would have it, "lower", "higher", or "within" `margin` of zero. power: the smallest difference that
+    would have been found with 80 % in each undecided case (of "within": the smallest margin that could have
+    been shown).
     verdicts: ids of the verdicts behind it, "notebook/comparison/case", with "@model" where several are run.
     """
 
@@ -120,7 +122,7 @@ def _found(entry: dict[str, Any], rows: pd.DataFrame, n_cases: int, name_models:
     not_run = n_cases - sum(counts)
     holds_for_any = entry.get("holds") == "any"
     one_kind = rows.groupby(["unit", "side", "margin"], dropna=False).ngroups == 1
-    effect, low, high = _mean_effect(rows, holds_for_any) if one_kind else (None, None, None)
+    effect, low, high = _median_effect(rows, holds_for_any) if one_kind else (None, None, None)
     first = rows.iloc[0] if one_kind else pd.Series({"unit": "", "side": "", "margin": None})
     undecided = rows.loc[rows["verdict"] == "undecided", "power"].dropna().astype(float)
     power = float(undecided.max()) if one_kind and len(undecided) else None
@@ -166,8 +168,10 @@ def _mark(counts: Sequence[int], holds_for_any: bool) -> str:
     return "not reproduced" if contradicted else "undecided"
 
 
-def _mean_effect(rows: pd.DataFrame, best: bool) -> tuple[float | None, float | None, float | None]:
-    """Over cases: the mean, or the best of them; all intervals hold together, so that these hold too."""
+def _median_effect(rows: pd.DataFrame, best: bool) -> tuple[float | None, float | None, float | None]:
+    """Over cases: the median, or the best of them. All intervals hold together, so that these hold too. A
+    mean would be of the one case that is unlike the others, such as a model that no longer works.
+    """
     rows = rows.dropna(subset=["effect", "low", "high"])
     rows = rows[rows["high"].astype(float) < BOUNDLESS]
     if rows.empty:
@@ -177,11 +181,11 @@ def _mean_effect(rows: pd.DataFrame, best: bool) -> tuple[float | None, float | 
         rows = rows.loc[[bound.astype(float).idxmax()]]
     values = [rows[name].astype(float) for name in ("effect", "low", "high")]
     if rows["unit"].iloc[0] == "points":
-        means = [float(of.mean()) for of in values]
+        medians = [median(of) for of in values]
     else:
-        logs = [float(of.map(lambda x: math.log(max(1 + x, 1e-300))).mean()) for of in values]
-        means = [math.exp(min(log, 700)) - 1 for log in logs]
-    return means[0], means[1], means[2]
+        logs = [median(of.map(lambda x: math.log(max(1 + x, 1e-300)))) for of in values]
+        medians = [math.exp(min(log, 700)) - 1 for log in logs]
+    return medians[0], medians[1], medians[2]
 
 
 def _sentence(counts: Sequence[int], not_run: int, rows: pd.DataFrame, power: float | None) -> str:
@@ -192,11 +196,13 @@ def _sentence(counts: Sequence[int], not_run: int, rows: pd.DataFrame, power: fl
     counted = ", ".join(f"{way} {n}" for way, n in ways if n) + f" of {run} cases"
     told = [rows["verdict"].iloc[0] if run == 1 else counted]
     told[0] += f" ({not_run} more not run here)" if not_run else ""
-    for verdict, most in (("reproduced", "most in its favour"), ("not reproduced", "most against it")):
+    told_of = {"reproduced": "most in its favour", "not reproduced": "most against it"}
+    for verdict, most in (told_of if counts[0] or counts[1] else {"undecided": "the largest"}).items():
         of = rows[rows["verdict"] == verdict]
         if len(of):
             row = of.loc[of["effect"].astype(float).abs().idxmax()]
             told.append(": ".join(filter(None, [most * (run > 1), row["of"], row["difference"]])))
     if power is not None:
-        told.append(would_have_been_found(power, rows["side"].iloc[0], rows["unit"].iloc[0]))
+        least = float(rows.loc[rows["verdict"] == "undecided", "power"].astype(float).min())
+        told.append(would_have_been_found(power, rows["side"].iloc[0], rows["unit"].iloc[0], least))
     return (text := "; ".join(told))[0].upper() + text[1:] + "."

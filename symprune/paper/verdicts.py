@@ -110,9 +110,10 @@ class Verdict:
         return would_have_been_found(self.power, self.side, self.unit)
 
 
-def would_have_been_found(power: float, side: str, unit: str) -> str:
-    """The power of a comparison in words."""
-    size = _shown(power, unit) + (" points" if unit == "points" else "")
+def would_have_been_found(power: float, side: str, unit: str, least: float | None = None) -> str:
+    """The power of a comparison in words, or of several from the least to this."""
+    sizes = dict.fromkeys(_shown(value, unit) for value in (least, power) if value is not None)
+    size = " to ".join(sizes) + (" points" if unit == "points" else "")
     found = "could have been shown" if side == "within" else "would have been found"
     return f"{'a margin of ' if side == 'within' else ''}{size} {found} with 80 % probability"
 
