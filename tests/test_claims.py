@@ -165,7 +165,7 @@ def test_what_can_be_is_shown_by_one_case_and_refuted_by_all(profile, words, mar
     ]
     claim = found(profile, n3=of)["some"]
     assert claim.mark == mark
-    assert claim.effect == pytest.approx(-0.1), "of such a claim the best case is shown, not the mean"
+    assert claim.effect == pytest.approx(-0.1), "of such a claim the best case is shown, not the median"
 
 
 def test_one_case_unlike_the_others_is_not_the_effect_of_a_claim(profile):

@@ -124,8 +124,7 @@ def _found(entry: dict[str, Any], rows: pd.DataFrame, n_cases: int, name_models:
     one_kind = rows.groupby(["unit", "side", "margin"], dropna=False).ngroups == 1
     effect, low, high = _median_effect(rows, holds_for_any) if one_kind else (None, None, None)
     first = rows.iloc[0] if one_kind else pd.Series({"unit": "", "side": "", "margin": None})
-    undecided = rows.loc[rows["verdict"] == "undecided", "power"].dropna().astype(float)
-    power = float(undecided.max()) if one_kind and len(undecided) else None
+    powers = rows.loc[one_kind & (rows["verdict"] == "undecided"), "power"].dropna().astype(float)
     ids = tuple(
         f"{r.notebook}/{r.id}/{r.of}" + (f"@{r.model}" if name_models else "") for r in rows.itertuples()
     )
@@ -135,7 +134,7 @@ def _found(entry: dict[str, Any], rows: pd.DataFrame, n_cases: int, name_models:
         by=entry["by"],
         asked=entry["asked"],
         mark=_mark(counts, holds_for_any),
-        sentence=_sentence(counts, not_run, rows, power),
+        sentence=_sentence(counts, not_run, rows, powers),
         reproduced=counts[0],
         contradicted=counts[1],
         undecided=counts[2],
@@ -146,7 +145,7 @@ def _found(entry: dict[str, Any], rows: pd.DataFrame, n_cases: int, name_models:
         unit=first["unit"],
         side=first["side"],
         margin=None if pd.isna(first["margin"]) else float(first["margin"]),
-        power=power,
+        power=float(powers.max()) if len(powers) else None,
         verdicts=ids,
         answer=entry.get("answer", ""),
         notebooks=tuple(dict.fromkeys([*(block["notebook"] for block in blocks), *rows["notebook"]])),
@@ -188,7 +187,7 @@ def _median_effect(rows: pd.DataFrame, best: bool) -> tuple[float | None, float 
     return medians[0], medians[1], medians[2]
 
 
-def _sentence(counts: Sequence[int], not_run: int, rows: pd.DataFrame, power: float | None) -> str:
+def _sentence(counts: Sequence[int], not_run: int, rows: pd.DataFrame, powers: pd.Series) -> str:
     run = sum(counts)
     if not run:
         return f"{NOT_RUN.capitalize()}."
@@ -202,7 +201,7 @@ def _sentence(counts: Sequence[int], not_run: int, rows: pd.DataFrame, power: fl
         if len(of):
             row = of.loc[of["effect"].astype(float).abs().idxmax()]
             told.append(": ".join(filter(None, [most * (run > 1), row["of"], row["difference"]])))
-    if power is not None:
-        least = float(rows.loc[rows["verdict"] == "undecided", "power"].astype(float).min())
-        told.append(would_have_been_found(power, rows["side"].iloc[0], rows["unit"].iloc[0], least))
+    if len(powers):
+        side, unit = rows["side"].iloc[0], rows["unit"].iloc[0]
+        told.append(would_have_been_found(powers.max(), side, unit, least=powers.min()))
     return (text := "; ".join(told))[0].upper() + text[1:] + "."

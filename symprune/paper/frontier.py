@@ -12,7 +12,7 @@ from symprune.base.records import Store
 from symprune.measure import Protocol
 from symprune.methods.recipe import Recipe
 from symprune.models.load import DTYPES, locate
-from symprune.paper.style import GREYS, METHODS, STYLE, Picture, plain_log_ticks
+from symprune.paper.style import STYLE, Picture, method_style, plain_log_ticks
 from symprune.pruning.checkpoint import skeleton
 from symprune.pruning.cost import GIB, Cost, Shape, asked_by
 
@@ -124,14 +124,13 @@ def _styles(names: Sequence[str]) -> dict[str, dict]:
     seen: Counter[tuple[str, str]] = Counter()
     for name in names:
         last = name.rsplit(", ", 1)[-1]
-        look = colour, marker = METHODS.get(_CALLED.get(last, last), GREYS[0])
-        fill = fills[seen[look] % len(fills)]
-        seen[look] += 1
-        styles[name] = {
-            "color": colour,
-            "marker": marker,
-            "fillstyle": fill,
+        style = method_style(_CALLED.get(last, last))
+        look = style["color"], style["marker"]
+        styles[name] = style | {
+            "fillstyle": fills[seen[look] % len(fills)],
+            "markerfacecolor": style["color"],
             "markerfacecoloralt": "white",
             "linestyle": "none",
         }
+        seen[look] += 1
     return styles
