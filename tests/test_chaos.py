@@ -40,14 +40,22 @@ STAGES = {
 }
 
 
-def kill_at(event: str, name: str, occurrence: int) -> None:
-    """Make this process kill itself at that moment; name "" counts every call of Python and of C."""
-    left = occurrence
+Moment = tuple[str, str, int] | float
+
+
+def kill_at(moment: Moment) -> None:
+    """Make this process end itself at one of the above, or the kernel end it after so many seconds of CPU:
+    in the middle of whatever it does, C code too.
+    """
+    if isinstance(moment, float):
+        signal.setitimer(signal.ITIMER_PROF, moment)  # SIGPROF, which nothing handles
+        return
+    event, name, left = moment
 
     def watch(frame, happening, argument):
         nonlocal left
         seen = frame.f_code.co_name if happening == "call" else getattr(argument, "__name__", "")
-        if happening == event and name in ("", seen):
+        if happening == event and name == seen:
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -55,19 +63,11 @@ def kill_at(event: str, name: str, occurrence: int) -> None:
     sys.setprofile(watch)
 
 
-def count_calls() -> list[int]:
-    """Count from now on the calls that `kill_at` with an empty name would count."""
-    seen = [0]
-
-    def watch(frame, happening, argument):
-        seen[0] += happening == "call"
-
-    sys.setprofile(watch)
-    return seen
-
-
-def child(folder: Path, moment: tuple[str, str, int] | None) -> None:
+def child(folder: Path, moment: Moment | None) -> None:
     """One attempt at a pruning run: it continues what is in the folder, and may be killed at a moment."""
+    started = time.process_time()
+    if moment:
+        kill_at(moment)
     torch.set_num_threads(1)
     model = tiny.model()
 
@@ -83,18 +83,17 @@ def child(folder: Path, moment: tuple[str, str, int] | None) -> None:
         refined = {linear.name: linear.refined for linear in report.linears}
         return {"refined": refined, "perplexity": float(perplexity(model, tiny.windows(2, seed=9)))}
 
-    seen = count_calls() if moment is None else kill_at(*moment)
     Store(folder / "records").get_or_run(RUN, measure)
-    sys.setprofile(None)
-    if seen:
-        (folder / "calls").write_text(str(seen[0]))
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    if moment is None:
+        (folder / "seconds").write_text(str(time.process_time() - started))
 
 
-def child_of_cli(argv: list[str], moment: tuple[str, str, int] | None) -> None:
+def child_of_cli(argv: list[str], moment: Moment | None) -> None:
     """The command line in a process of its own."""
     torch.set_num_threads(1)
     if moment:
-        kill_at(*moment)
+        kill_at(moment)
     sys.exit(main(argv))
 
 
@@ -138,7 +137,7 @@ def start():
 
 @pytest.fixture(scope="module")
 def attempt(start):
-    """Runs a function in a new process to its end; returns the exit code, -9 if it was killed."""
+    """Runs a function in a new process to its end; returns its exit code, minus the signal if killed."""
 
     def run(function, *args) -> int:
         process = start(function, *args)
@@ -181,12 +180,13 @@ def test_a_run_killed_at_any_stage_is_continued_to_the_same_bits(attempt, undist
 def test_a_run_killed_again_and_again_at_random_moments_ends_with_the_same_bits(
     attempt, undisturbed, tmp_path
 ):
-    rng, calls = random.Random(0), int((undisturbed / "calls").read_text())
+    rng, seconds = random.Random(0), float((undisturbed / "seconds").read_text())
     kills = chain = 0
     while kills < 20:
         folder = tmp_path / str(chain)
         folder.mkdir()
-        while attempt(child, folder, ("call", "", rng.randrange(1, calls))) != 0:
+        while (code := attempt(child, folder, rng.uniform(0, seconds))) != 0:
+            assert code == -signal.SIGPROF
             kills += 1
         assert outcome(folder) == outcome(undisturbed), chain
         chain += 1

@@ -6,7 +6,7 @@ import signal
 import sys
 
 import pytest
-from executing import RECIPES, WANDA, answers, command, project, protocol  # noqa: F401
+from executing import RECIPES, WANDA, answers, command, project  # noqa: F401
 
 from symprune import UserError
 from symprune.base.records import Store
@@ -14,6 +14,22 @@ from symprune.measure import Accuracy, Experiment, Protocol, WindowLosses
 from symprune.measure.executors import Ray
 from symprune.measure.experiment import Cell
 from symprune.text.tasks import CONTINUATION
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    """One output and one cache for all tests here: Ray keeps workers for tasks of the same environment, and
+    each would import torch anew.
+    """
+    root = tmp_path_factory.mktemp("ray")
+    return {"SYMPRUNE_OUTPUT": str(root / "output"), "SYMPRUNE_CACHE": str(root / "cache")}
+
+
+@pytest.fixture
+def protocol(protocol, folders, monkeypatch) -> dict:
+    for name, folder in folders.items():
+        monkeypatch.setenv(name, folder)
+    return protocol
 
 
 def test_without_ray_the_extra_is_named(protocol, monkeypatch):
@@ -101,7 +117,8 @@ def test_a_task_whose_workers_all_die_is_named(cluster):
 
 def test_zero_shot_scores_of_workers_are_those_of_a_local_run(cluster, protocol, monkeypatch):
     recipes, accuracy = [None, WANDA], Accuracy(CONTINUATION, limit=3, batch_size=2)
-    here, there = (Experiment(Protocol(**{**protocol, "profile": profile})) for profile in ("here", "there"))
+    profiles = ("asked here", "asked there")
+    here, there = (Experiment(Protocol(**{**protocol, "profile": profile})) for profile in profiles)
     expected = here.run(recipes, accuracy)
     with monkeypatch.context() as patch:
         patch.setattr("symprune.models.load_model", None)  # not in this process
