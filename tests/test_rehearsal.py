@@ -26,8 +26,8 @@ def smaller(name: str) -> dict:
         "zero_shot_limit": 3,
         "calibration_sizes": [1, 2],
         "frontier_windows": [2, 1],
-        "frontier_patterns": {pattern: [0, 1] for pattern in whole["frontier_patterns"]},
     }
+    few |= {key: dict.fromkeys(value, [0, 1]) for key, value in whole.items() if isinstance(value, dict)}
     few |= {key: [0, 1] for key in whole if key.endswith("seeds")}
     seq_len = whole["seq_len"] // hub.SCALE
     lengths |= {"seq_len": seq_len, "eval_seq_len": seq_len}
