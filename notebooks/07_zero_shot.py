@@ -32,7 +32,6 @@ calibration_dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
-seeds = [0]
 propagate = "pruned"
 evaluation_corpus = "embedded"
 n_eval = 2
@@ -43,6 +42,7 @@ refined_sparsities = [0.6]
 zero_shot_tasks = ["continuation"]
 zero_shot_limit = 2
 zero_shot_refiners = ["none", "dsnot", "r2dsnot"]
+zero_shot_seeds = [0]
 
 # %%
 from symprune import SCORES, DSnoT, ExactSwap, R2DSnoT, Recipe, Refit, Unstructured
@@ -68,7 +68,7 @@ from symprune.paper.verdicts import Claim, judge_all, save_verdicts
 # hub or `SYMPRUNE_DATA`.
 
 # %%
-experiment = Experiment(Protocol.of(globals()))
+experiment = Experiment(Protocol.of(globals(), seeds=zero_shot_seeds))
 pattern = Unstructured(max(refined_sparsities))
 starts = [SCORES[name]() for name in refinement_starts]
 dose = {"max_cycles": 50, "cycles_for_width": 4096}  # the paper's, see 06_dsnot

@@ -27,7 +27,8 @@ def smaller(name: str) -> dict:
         "calibration_sizes": [1, 2],
         "frontier_windows": [2, 1],
     }
-    few |= {key: dict.fromkeys(value, [0, 1]) for key, value in whole.items() if isinstance(value, dict)}
+    draws = {key: of for key, of in whole.items() if isinstance(of, dict)}  # of each pattern
+    few |= {key: {pattern: [0, 1] for pattern in of} for key, of in draws.items()}
     few |= {key: [0, 1] for key in whole if key.endswith("seeds")}
     seq_len = whole["seq_len"] // hub.SCALE
     lengths |= {"seq_len": seq_len, "eval_seq_len": seq_len}

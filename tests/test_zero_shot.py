@@ -240,18 +240,44 @@ def test_without_hub_and_folder_one_line_says_what_to_provide(tmp_path, monkeypa
         assert "\n" not in str(caught.value)
 
 
+def _describe_boolq(folder):
+    files = "data_files: [{split: validation, path: boolq/validation.jsonl}]"
+    (folder / "README.md").write_text(f"---\nconfigs: [{{config_name: boolq, {files}}}]\n---\n")
+
+
+def _write_boolq(folder, questions):
+    rows = [{"question": question, "passage": "a text", "label": 1} for question in questions]
+    (folder / "boolq/validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.mark.parametrize("content", ["{", '{"passage": "x"}\n', None])
 def test_a_local_folder_that_is_broken_is_named(tmp_path, monkeypatch, content):
     folder = tmp_path / "data/aps/super_glue"
     (folder / "boolq").mkdir(parents=True)
-    files = "data_files: [{split: validation, path: boolq/validation.jsonl}]"
-    (folder / "README.md").write_text(f"---\nconfigs: [{{config_name: boolq, {files}}}]\n---\n")
+    _describe_boolq(folder)
     if content is not None:
         (folder / "boolq/validation.jsonl").write_text(content)
     monkeypatch.setenv("SYMPRUNE_DATA", str(tmp_path / "data"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=re.escape(f"cannot read boolq of {folder} for the task boolq")):
         load_tasks(["boolq"])
+
+
+def test_a_local_folder_is_read_as_it_lies_there_now(tmp_path, monkeypatch):
+    """`datasets` keeps what it read under the last names of a folder, and looks no further."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    texts = {"a": ["one"], "b": ["other", "rows"]}
+    for name, questions in texts.items():
+        folder = tmp_path / name / "aps/super_glue"
+        (folder / "boolq").mkdir(parents=True)
+        _describe_boolq(folder)
+        _write_boolq(folder, questions)
+    for name in ("a", "b", "a"):
+        monkeypatch.setenv("SYMPRUNE_DATA", str(tmp_path / name))
+        assert [row["question"] for row in load_tasks(["boolq"])["boolq"].eval_docs] == texts[name]
+    _write_boolq(tmp_path / "a/aps/super_glue", ["fetched", "again"])
+    assert [row["question"] for row in load_tasks(["boolq"])["boolq"].eval_docs] == ["fetched", "again"]
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.skipif(not FOLDER, reason="SYMPRUNE_DATA names no folder with the benchmarks' data")

@@ -4,6 +4,7 @@ The data of the seven come from SYMPRUNE_DATA or the hub.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -80,11 +81,13 @@ def source_of(name: str) -> dict[str, str]:
     }
 
 
+@functools.lru_cache
 def identity(task: Any, limit: int | None) -> dict:
     """What a task's score depends on: its version, a hash of the first `limit` examples (None: of all)."""
     digest = hashlib.sha256()
-    for example in itertools.islice(task.eval_docs, limit):
-        digest.update(json.dumps(example, sort_keys=True).encode())
+    with quiet():  # lm-eval prepares all examples anew
+        for example in itertools.islice(task.eval_docs, limit):
+            digest.update(json.dumps(example, sort_keys=True).encode())
     return {"version": str(task.config.metadata["version"]), "examples": digest.hexdigest()[:16]}
 
 
@@ -196,6 +199,10 @@ def _official_task(name: str) -> Any:
     config = {"include": str(_official_file(name)), "dataset_path": str(local or source["repo"]), **splits}
     try:
         with tempfile.TemporaryDirectory() as folder:
+            if local:
+                # datasets tells folders apart by their last names, whatever lies in them: its own cache would
+                # answer with the rows of another, or with those that lay here before
+                config["dataset_kwargs"] = {"cache_dir": folder, "keep_in_memory": True}
             file = Path(folder) / f"{name}.yaml"
             file.write_text(yaml.safe_dump(config), encoding="utf-8")
             return _load(str(file))
