@@ -11,6 +11,8 @@ SHOWN_FIRST = (  # in the README
     "wanda_below_magnitude",
     "ria_below_wanda",
     "stochria_close_to_ria",
+    "stochria_at_high_sparsity",
+    "r2dsnot_below_ria",
     "refined_below_start",
     "r2dsnot_below_dsnot",
     "exact_swap_below_start",
