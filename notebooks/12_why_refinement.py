@@ -60,11 +60,11 @@ calibration_dtype = "float64"
 calibration_corpus = "embedded"
 n_calib = 2
 seq_len = 64
-seeds = [0]
 batch_size = 2
 refinement_starts = ["wanda"]
 explained_cycles = [1, 7]
 explained_layers = 2
+explained_seeds = [0]
 digits = 4
 
 # %%
@@ -83,7 +83,7 @@ from symprune.paper.verdicts import Verdict, save_verdicts
 # of calibration text. What is measured here is theory on calibration text: no perplexity is.
 
 # %%
-experiment = Experiment(Protocol.of(globals(), propagate="dense"))
+experiment = Experiment(Protocol.of(globals(), propagate="dense", seeds=explained_seeds))
 terms = RefinementTerms(cycles=(0, *explained_cycles), n_layers=explained_layers)
 starts = [SCORES[name]() for name in refinement_starts]
 every_width = {"max_cycles": 50, "cycles_for_width": None}
