@@ -18,6 +18,7 @@ from symprune.models.layers import copy_weights, named_linears
 from symprune.models.load import load_model
 from symprune.text import corpora
 from symprune.text.embedded import embedded_articles, embedded_titles
+from symprune.text.fetch import _describe
 from symprune.text.tasks import CONTINUATION, TASKS, continuation_examples, identity, load_tasks
 
 FOLDER = os.environ.get("SYMPRUNE_DATA")  # before a fixture takes it away
@@ -240,11 +241,6 @@ def test_without_hub_and_folder_one_line_says_what_to_provide(tmp_path, monkeypa
         assert "\n" not in str(caught.value)
 
 
-def _describe_boolq(folder):
-    files = "data_files: [{split: validation, path: boolq/validation.jsonl}]"
-    (folder / "README.md").write_text(f"---\nconfigs: [{{config_name: boolq, {files}}}]\n---\n")
-
-
 def _write_boolq(folder, questions):
     rows = [{"question": question, "passage": "a text", "label": 1} for question in questions]
     (folder / "boolq/validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -254,7 +250,8 @@ def _write_boolq(folder, questions):
 def test_a_local_folder_that_is_broken_is_named(tmp_path, monkeypatch, content):
     folder = tmp_path / "data/aps/super_glue"
     (folder / "boolq").mkdir(parents=True)
-    _describe_boolq(folder)
+    files = "data_files: [{split: validation, path: boolq/validation.jsonl}]"
+    (folder / "README.md").write_text(f"---\nconfigs: [{{config_name: boolq, {files}}}]\n---\n")
     if content is not None:
         (folder / "boolq/validation.jsonl").write_text(content)
     monkeypatch.setenv("SYMPRUNE_DATA", str(tmp_path / "data"))
@@ -270,8 +267,8 @@ def test_a_local_folder_is_read_as_it_lies_there_now(tmp_path, monkeypatch):
     for name, questions in texts.items():
         folder = tmp_path / name / "aps/super_glue"
         (folder / "boolq").mkdir(parents=True)
-        _describe_boolq(folder)
         _write_boolq(folder, questions)
+        _describe(folder)
     for name in ("a", "b", "a"):
         monkeypatch.setenv("SYMPRUNE_DATA", str(tmp_path / name))
         assert [row["question"] for row in load_tasks(["boolq"])["boolq"].eval_docs] == texts[name]
