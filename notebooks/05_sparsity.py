@@ -39,10 +39,6 @@ sparsity_sweep = {"0.6": [0]}
 digits = 4
 
 # %%
-from dataclasses import replace
-
-import pandas as pd
-
 from symprune import RIA, Magnitude, R2DSnoT, Recipe, StochRIA, Wanda
 from symprune.measure import Experiment, Protocol
 from symprune.methods.recipe import parse_pattern
@@ -59,22 +55,21 @@ from symprune.paper.verdicts import Claim, expect, judge_all, save_verdicts
 # model that no longer works: they tell which method breaks it less, not that one could be used.
 
 # %%
-protocol = Protocol.of(globals())
-draws = {parse_pattern(text): seeds for text, seeds in sparsity_sweep.items()}
+seeds_of = {parse_pattern(text): drawn for text, drawn in sparsity_sweep.items()}
 scores = [Magnitude(), Wanda(), RIA(), StochRIA(beta=0.1)]
 refined = R2DSnoT(max_cycles=50, cycles_for_width=4096)
 
 # %%
-by_pattern = [
-    Experiment(replace(protocol, seeds=seeds)).run(
-        [None, *(Recipe(score, pattern) for score in scores), Recipe(RIA(), pattern, refined)]
-    )
-    for pattern, seeds in draws.items()
-]
-rows = pd.concat(by_pattern, ignore_index=True).drop_duplicates("record", ignore_index=True)
+recipes = {
+    recipe: drawn
+    for pattern, drawn in seeds_of.items()
+    for recipe in (*(Recipe(score, pattern) for score in scores), Recipe(RIA(), pattern, refined))
+}
+rows = Experiment(Protocol.of(globals())).run([None, *recipes], seeds=recipes)
 rows.loc[rows["refine"].str.startswith("r2dsnot"), "method"] = "ria + r2dsnot"
-n_draws = rows.groupby("pattern")["seed"].transform("nunique").astype(str)
-rows["draws"] = (rows["pattern"] + ", draws: " + n_draws).where(rows["method"] != "dense", "dense")
+rows["draws"] = rows.groupby("pattern")["seed"].transform("nunique")
+heading = rows["pattern"] + ", draws: " + rows["draws"].astype(str)
+rows["heading"] = heading.where(rows["method"] != "dense", "dense")
 
 # %% [markdown]
 # ## Table
@@ -82,7 +77,7 @@ rows["draws"] = (rows["pattern"] + ", draws: " + n_draws).where(rows["method"] !
 # Mean ± standard deviation over draws of calibration text; each sparsity has its own draws.
 
 # %%
-table = perplexity_table(rows, digits, index=["model", "method"], columns="draws")
+table = perplexity_table(rows, digits, index=["model", "method"], columns="heading")
 save_table(table, profile, "05_sparsity", data=rows)
 
 # %% [markdown]
@@ -104,7 +99,7 @@ save_figure(difference_curves(of, "sparsity"), profile, "05_sparsity")
 # %%
 dense = rows[rows["method"] == "dense"].set_index("model")["perplexity"]
 relative = rows[rows["method"] != "dense"].assign(perplexity=rows["perplexity"] / rows["model"].map(dense))
-table = perplexity_table(relative, digits, index=["model", "method"], columns="draws")
+table = perplexity_table(relative, digits, index=["model", "method"], columns="heading")
 save_table(table, profile, "05_relative_degradation")
 
 # %% [markdown]

@@ -48,8 +48,6 @@ digits = 4
 # %%
 from dataclasses import replace
 
-import pandas as pd
-
 from symprune import SCORES, DSnoT, ExactSwap, Magnitude, R2DSnoT, Recipe, SketchSwap, Unstructured
 from symprune.measure import Experiment, Protocol
 from symprune.methods.recipe import pattern_label
@@ -100,7 +98,7 @@ refiners = {
     "sketch_swap": SketchSwap(rank=64, max_cycles=swap_cycles),
 }
 starts = [SCORES[name]() for name in refinement_starts]
-draws = {start: seeds if start == Magnitude() else central_seeds for start in starts}
+seeds_of = {start: seeds if start == Magnitude() else central_seeds for start in starts}
 
 # %% [markdown]
 # All variants stand at the highest sparsity of this profile; below it, those in `milder`, from the last
@@ -115,13 +113,9 @@ recipes = {
     for name, refiner in refiners.items()
     if sparsity == highest or (name in milder and start == starts[-1])
 }
-measured = [
-    Experiment(Protocol.of(globals(), seeds=draws[start])).run(
-        [None, *(r for r in recipes if r.score == start)]
-    )
-    for start in starts
-]
-rows = pd.concat(measured, ignore_index=True).drop_duplicates("record", ignore_index=True)
+rows = Experiment(Protocol.of(globals())).run(
+    [None, *recipes], seeds={recipe: seeds_of[recipe.score] for recipe in recipes}
+)
 rows["refine"] = (
     rows["recipe_key"].map({recipe.key: name for recipe, name in recipes.items()}).fillna("dense")
 )

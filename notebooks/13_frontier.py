@@ -46,8 +46,6 @@ refit_iterations = 2
 digits = 4
 
 # %%
-from dataclasses import replace
-
 import pandas as pd
 
 from symprune import RIA, ExactSwap, Recipe, Refit, SymmetricRefit, Wanda
@@ -83,21 +81,17 @@ kinds = {
     "both sides": SymmetricRefit(max_iterations=refit_iterations),
     "sequential": Sequential(),
 }
-draws = {parse_pattern(text): seeds for text, seeds in frontier_patterns.items()}
+seeds_of = {parse_pattern(text): drawn for text, drawn in frontier_patterns.items()}
 cells = [(mask, update) for mask in updated_masks for update in updates]
 cells += [(peer, "sequential" if peer == "sparsegpt" else "none") for peer in peers]
 recipes = {
     Recipe(masks[mask][0], pattern, masks[mask][1], kinds[update]): (mask, update)
-    for pattern in draws
+    for pattern in seeds_of
     for mask, update in cells
 }
-by_pattern = [
-    Experiment(replace(protocol, seeds=seeds)).run(
-        [None, *(recipe for recipe in recipes if recipe.pattern == pattern)]
-    )
-    for pattern, seeds in draws.items()
-]
-rows = pd.concat(by_pattern, ignore_index=True).drop_duplicates("record", ignore_index=True)
+rows = Experiment(protocol).run(
+    [None, *recipes], seeds={recipe: seeds_of[recipe.pattern] for recipe in recipes}
+)
 of = rows["recipe_key"].map({recipe.key: cell for recipe, cell in recipes.items()})
 rows = rows.assign(
     mask=[cell[0] if isinstance(cell, tuple) else "dense" for cell in of],
@@ -171,7 +165,7 @@ save_figure(frontier(costs, axes, "perplexity", "perplexity", "way"), profile, "
 # the draws of `frontier_windows_seeds`.
 
 # %%
-first = next(iter(draws))
+first = next(iter(seeds_of))
 sizes = {
     n: Experiment(Protocol.of(globals(), seeds=frontier_windows_seeds, n_calib=n)).run(
         [recipe for recipe, cell in recipes.items() if cell in cells[:2] and recipe.pattern == first]

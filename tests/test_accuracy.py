@@ -9,7 +9,13 @@ from symprune.paper.accuracy import accuracies, accuracy_table
 
 
 def row(method: str, task: str, correct: str, refine: str = "none", seed: int = 0) -> dict:
-    return {"model": "m", "method": method, "refine": refine, "seed": seed, "task": task, "correct": correct}
+    of = {
+        "model": "m",
+        "pattern": "dense" if method == "dense" else "0.6",
+        "method": method,
+        "refine": refine,
+    }
+    return {**of, "seed": seed, "task": task, "correct": correct}
 
 
 ROWS = pd.DataFrame(
@@ -41,9 +47,9 @@ def test_accuracy_is_the_mean_over_seeds_and_its_error_that_of_the_examples():
 def test_the_table_has_a_column_per_task_and_their_plain_mean():
     table = accuracy_table(ROWS)
     assert table.columns.tolist() == ["one", "two", "mean"]
-    assert table.index.tolist() == [("m", "dense", "dense"), ("m", "ria", "none")]
-    assert table.loc[("m", "dense", "dense")].tolist() == ["75.0 ± 25.0", "100.0 ± 0.0", "87.5 ± 12.5"]
+    assert table.index.tolist() == [("m", "dense", "dense", "dense"), ("m", "0.6", "ria", "none")]
+    assert table.loc[table.index[0]].tolist() == ["75.0 ± 25.0", "100.0 ± 0.0", "87.5 ± 12.5"]
     errors = [math.sqrt(0.5 / 3) / 2, 0.25]
-    assert table.loc[("m", "ria", "none"), "mean"] == f"37.5 ± {100 * math.hypot(*errors) / 2:.1f}"
+    assert table.loc[("m", "0.6", "ria", "none"), "mean"] == f"37.5 ± {100 * math.hypot(*errors) / 2:.1f}"
     assert accuracy_table(ROWS[ROWS["task"] == "one"]).columns.tolist() == ["one"]
     assert accuracy_table(pd.DataFrame([row("ria", "one", "1")])).iloc[0, 0] == "100.0"

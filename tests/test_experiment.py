@@ -76,6 +76,22 @@ def test_a_second_run_measures_nothing_and_does_not_load_the_model(protocol, mea
     assert second.equals(first)
 
 
+def test_a_subject_may_have_seeds_of_its_own(protocol, measured):
+    """As one experiment for each group of subjects with the same seeds would tell them, put together."""
+    subjects, seeds = [None, RIA_NM, MAGNITUDE, WANDA], {RIA_NM: [2], MAGNITUDE: [5, 6], WANDA: (2, 0)}
+    rows = Experiment(Protocol(**protocol)).run(subjects, seeds=seeds)
+    assert rows["seed"].fillna(-1).tolist() == [-1, 2, -1, 0, 2]
+    assert len(measured) == 5
+    apart = [
+        Experiment(Protocol(**{**protocol, "seeds": of})).run([subject])
+        for subject, of in ((None, [0]), (RIA_NM, [2]), (MAGNITUDE, [5]), (WANDA, [0, 2]))
+    ]
+    assert len(measured) == 5, "the same questions"
+    assert rows["record"].tolist() == [key for of in apart for key in of["record"]]
+    with pytest.raises(ValueError, match=r"seeds of what is not asked: Recipe\('wanda'"):
+        Experiment(Protocol(**protocol)).run([None], seeds={WANDA: [0]})
+
+
 def test_equal_recipes_are_asked_once(protocol, measured):
     rows = Experiment(Protocol(**{**protocol, "seeds": [0]})).run(
         [Recipe(RIA(alpha=1)), Recipe(RIA(alpha=1.0)), Recipe(RIA(alpha=1.0))]

@@ -171,6 +171,7 @@ def test_accuracies_stand_beside_chance_and_their_differences_beside_zero():
     answers = {("wanda", "none"): "1100", ("wanda", "dsnot"): "1110", ("dense", "dense"): "1111"}
     rows = [("tiny", *of, "continuation", correct, 0) for of, correct in answers.items()]
     frame = pd.DataFrame(rows, columns=["model", "method", "refine", "task", "correct", "seed"])
+    frame["pattern"] = frame["method"].replace("wanda", "0.6 per output")
     picture = figures.accuracy_dots(frame)
     left, right = picture.figure.axes
     levels = {line.get_label(): line.get_xdata()[0] for line in left.lines}

@@ -1,8 +1,9 @@
 """Models x seeds x subjects under one protocol, each question measured once and kept as a record."""
 
 import functools
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,16 +53,26 @@ class Experiment:
         """What a worker is sent: the protocol and where records are, not a loaded model."""
         return {**vars(self), "_benches": {}}
 
-    def run(self, subjects: Sequence[Any], *measurements: Any, executor: Callable | None = None):
+    def run(
+        self,
+        subjects: Sequence[Any],
+        *measurements: Any,
+        seeds: Mapping[Any, Sequence[int]] | None = None,
+        executor: Callable | None = None,
+    ):
         """The rows of every model, seed and subject (pandas), in the order of the subjects.
 
-        measurements: of `symprune.measure.questions` (none: `WindowLosses`). executor: who measures, see
-        `symprune.measure.executors` (None: what SYMPRUNE_EXECUTOR describes, else this process, in order).
+        measurements: of `symprune.measure.questions` (none: `WindowLosses`). seeds: of subjects that have
+        others than the protocol's. executor: who measures, see `symprune.measure.executors` (None: what
+        SYMPRUNE_EXECUTOR describes, else this process, in order). Raises ValueError for seeds of no subject.
         """
         import pandas as pd
 
         place = {subject: i for i, subject in enumerate(dict.fromkeys(subjects))}
-        cells = self._cells(list(place), measurements or (WindowLosses(),))
+        asked = dict.fromkeys(place, self.protocol.seeds) | dict(seeds or {})
+        if unasked := asked.keys() - place.keys():
+            raise ValueError(f"seeds of what is not asked: {', '.join(map(str, unasked))}")
+        cells = self._cells(asked, measurements or (WindowLosses(),))
         self._judge(cells)
         executor = executor or executors.from_environment()
         with grid():
@@ -94,12 +105,12 @@ class Experiment:
         """What the record of a cell is named by."""
         return cell.measurement.question(self._bench(cell.model), cell.subject, cell.seed)
 
-    def _cells(self, subjects: Sequence[Any], measurements: Sequence[Any]) -> list[Cell]:
+    def _cells(self, seeds: Mapping[Any, Sequence[int]], measurements: Sequence[Any]) -> list[Cell]:
         """Every question once: the models in turn, so that one is loaded at a time, then the seeds."""
         cells: dict[str, Cell] = {}
         for model in self.protocol.models:
-            for seed in self.protocol.seeds:
-                for subject in subjects:
+            for seed in dict.fromkeys(itertools.chain(*seeds.values())):
+                for subject in (subject for subject, of in seeds.items() if seed in of):
                     for measurement in measurements:
                         cell = Cell(model, seed, subject, measurement)
                         cells.setdefault(run_key(self.question(cell)), cell)
@@ -132,5 +143,5 @@ def _short(metrics: Any) -> Any:
     if isinstance(metrics, dict):
         return {name: _short(of) for name, of in metrics.items()}
     if isinstance(metrics, list):
-        return [float(f"{x:.9g}") if isinstance(x, float) else x for x in metrics]
+        return [float(f"{x:.9g}") if isinstance(x, float) else _short(x) for x in metrics]
     return metrics

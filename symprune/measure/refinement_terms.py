@@ -115,7 +115,7 @@ class RefinementTerms:
         share = stats.n_tokens * stats.input_mean.double().square().sum() / energy
         return {"mean_share": float(share), "refined": [self._path(weight, stats, r) for r in recipes]}
 
-    def _path(self, weight: Weight, stats: LayerStats, recipe: Recipe) -> list[dict]:
+    def _path(self, weight: Weight, stats: LayerStats, recipe: Recipe) -> dict[str, list]:
         start, _ = make_mask("", weight, stats, replace(recipe, refine=None))
         wanted = {n for cycles in self.cycles for n in (cycles - 1, cycles) if n > 0}
         masks = {
@@ -136,7 +136,7 @@ class RefinementTerms:
                     "lowering": int(swap_lowers(weight, one_less, mask, stats).sum()),
                 }
             )
-        return steps
+        return {name: [step[name] for step in steps] for name in steps[0]}
 
     def rows(self, record: Record) -> list[dict]:
         """A row for each recipe, kind of linear and number of cycles, means over decoder layers.
@@ -159,22 +159,23 @@ class RefinementTerms:
                     "linear": kind,
                     "mean share": statistics.fmean(linear["mean_share"] for linear in linears),
                 }
-                steps = [dict(zip(terms["cycles"], linear["refined"][i], strict=True)) for linear in linears]
-                rows += [shared | _told(steps, n) | {"record": record.key} for n in terms["cycles"]]
+                paths = [linear["refined"][i] for linear in linears]
+                start = terms["cycles"].index(0)
+                error = [path["mean_term"][start] + path["spread_term"][start] for path in paths]
+                rows += [
+                    shared | {"cycles": cycles} | _told(paths, at, error) | {"record": record.key}
+                    for at, cycles in enumerate(terms["cycles"])
+                ]
         return rows
 
 
-def _told(linears: Sequence[Mapping[int, dict]], cycles: int) -> dict:
-    """What so many cycles did to the linears of one kind."""
-    now = [steps[cycles] for steps in linears]
-    error = [steps[0]["mean_term"] + steps[0]["spread_term"] for steps in linears]
-    n_rows = sum(step["rows"] for step in now)
+def _told(paths: Sequence[Mapping[str, list]], at: int, error: Sequence[float]) -> dict:
+    """What the cycles at one place did to the linears of one kind, whose rows had this error before."""
+    now = {name: [path[name][at] for path in paths] for name in paths[0]}
+    share = lambda term: statistics.fmean(x / of for x, of in zip(term, error, strict=True))  # noqa: E731
     return {
-        "cycles": cycles,
-        "swaps": statistics.fmean(step["swaps"] for step in now),
-        "mean term": statistics.fmean(step["mean_term"] / of for step, of in zip(now, error, strict=True)),
-        "spread term": statistics.fmean(
-            step["spread_term"] / of for step, of in zip(now, error, strict=True)
-        ),
-        "lowering": sum(step["lowering"] for step in now) / n_rows if n_rows else None,
+        "swaps": statistics.fmean(now["swaps"]),
+        "mean term": share(now["mean_term"]),
+        "spread term": share(now["spread_term"]),
+        "lowering": sum(now["lowering"]) / sum(now["rows"]) if any(now["rows"]) else None,
     }

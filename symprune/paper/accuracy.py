@@ -18,6 +18,8 @@ _CHANCE = {
     "continuation": 1 / 4,
 }
 
+_INDEX = ["model", "pattern", "method", "refine"]
+
 
 def chance_of(task: str) -> float | None:
     """How often guessing is right; None for a task whose number of choices is not known here."""
@@ -25,47 +27,36 @@ def chance_of(task: str) -> float | None:
 
 
 def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per model, method, refinement and task: accuracy averaged over calibration seeds, its standard
-    error over examples.
+    """One row per model, pattern, method, refinement and task: accuracy averaged over calibration seeds, its
+    standard error over examples.
 
     rows: of `Experiment.zero_shot`. The standard error (nan for one example) is that of examples answered by
     one fixed set of models.
     """
     cells = []
-    for (model, method, refine, task), of in rows.groupby(["model", "method", "refine", "task"], sort=False):
+    for key, of in rows.groupby([*_INDEX, "task"], sort=False):
         answers = rightly(of)
         error = answers.std(ddof=1) / math.sqrt(len(answers)) if len(answers) > 1 else math.nan
-        cells.append(
-            {
-                "model": model,
-                "method": method,
-                "refine": refine,
-                "task": task,
-                "acc": answers.mean(),
-                "stderr": error,
-                "n": len(answers),
-            }
-        )
-    return pd.DataFrame(cells)
+        cells.append((*key, answers.mean(), error, len(answers)))
+    return pd.DataFrame(cells, columns=[*_INDEX, "task", "acc", "stderr", "n"])
 
 
 def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies in percent as `mean ± standard error over examples`, one row per model, method and
-    refinement, a column per task.
+    """Accuracies in percent as `mean ± standard error over examples`, one row per model, pattern,
+    method and refinement, a column per task.
 
     Where there are several tasks, the last column is their plain mean.
     """
     cells = accuracies(rows)
     tasks = list(cells["task"].unique())
-    index = ["model", "method", "refine"]
     cells["cell"] = [_percent(acc, error) for acc, error in zip(cells["acc"], cells["stderr"], strict=True)]
-    table = cells.pivot(index=index, columns="task", values="cell")[tasks]
+    table = cells.pivot(index=_INDEX, columns="task", values="cell")[tasks]
     if len(tasks) > 1:
-        groups = cells.groupby(index, sort=False)
+        groups = cells.groupby(_INDEX, sort=False)
         errors = groups["stderr"].apply(lambda of: math.sqrt((of**2).sum(skipna=False)) / len(of))
         table["mean"] = [_percent(groups["acc"].mean()[key], errors[key]) for key in table.index]
     table.columns.name = None
-    return table.loc[list(dict.fromkeys(cells[index].itertuples(index=False, name=None)))]
+    return table.loc[list(dict.fromkeys(cells[_INDEX].itertuples(index=False, name=None)))]
 
 
 def _percent(accuracy: float, error: float) -> str:
