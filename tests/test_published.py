@@ -29,6 +29,11 @@ def test_every_number_of_a_table_leads_to_a_published_record(profile):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
+def test_published_records_stay_small(profile):
+    assert (paths.results(profile) / "records.jsonl").stat().st_size <= 4e6
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_recipes_on_record_are_described_today_as_they_were(profile):
     for record in read_lines(paths.results(profile) / "records.jsonl").values():
         for side in (record.run, record.run.get("reference", {})):

@@ -139,9 +139,9 @@ class Experiment:
 
 
 def _short(metrics: Any) -> Any:
-    """Numbers in lists to nine digits, more than float32 has: records are published by the thousand."""
+    """Numbers in lists to eight digits, more than float32 has: records are published by the thousand."""
     if isinstance(metrics, dict):
         return {name: _short(of) for name, of in metrics.items()}
     if isinstance(metrics, list):
-        return [float(f"{x:.9g}") if isinstance(x, float) else _short(x) for x in metrics]
+        return [float(f"{x:.8g}") if isinstance(x, float) else _short(x) for x in metrics]
     return metrics
