@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from symprune.paper.compare import (
+    in_words,
     one_perplexity,
     paired,
     paired_accuracy,
@@ -322,3 +323,21 @@ def test_equal_masks_measured_on_two_machines_have_one_perplexity_and_others_do_
     assert one_perplexity(rows(20.0, 20.0, 117.36624, 117.36577), ["model", "seed"]), "as an H100 and an EPYC"
     assert not one_perplexity(rows(20.0, 20.0, 117.366, 117.370), ["model", "seed"])
     assert not one_perplexity(rows(20.0, 20.1, 117.36, 117.36), ["model", "seed"]), "nor where no seed plays"
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [
+        (0.08, "+8.0% perplexity"),
+        (-1.0, "-100.0% perplexity"),
+        (0.994, "+99.4% perplexity"),
+        (1.0, "2 times the perplexity"),
+        (12.05, "13.1 times the perplexity"),
+        (618.692, "620 times the perplexity"),
+        (22336.3, "22,300 times the perplexity"),
+    ],
+)
+def test_an_effect_is_told_in_percent_and_from_twice_on_as_a_factor(effect, words):
+    assert in_words(effect, "perplexity") == words
+    assert in_words(effect) == words.removesuffix("perplexity").removesuffix("the ").strip()
+    assert in_words(effect, sign="") == in_words(effect).removeprefix("+")

@@ -76,6 +76,7 @@ def test_every_verdict_stands_beside_the_same_pair_on_large_models():
         Verdict("dsnot_below", "embedded, 2:4, from wanda", "", "undecided", 0.01),
         Verdict("dsnot_below", "embedded, 0.65 per output, from wanda", "", "reproduced", -0.1),
         Verdict("other", "embedded, 0.6 per output", "", "reproduced", -0.9),
+        Verdict("wanda_below", "embedded, 0.5 per output", "", "not run here"),
     ]
     pairs = {"wanda_below": ("wanda", "magnitude"), "dsnot_below": ("dsnot", "wanda")}
     table = agreement_in_sign(verdicts, pairs)

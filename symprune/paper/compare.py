@@ -12,6 +12,7 @@ import pandas as pd
 
 from symprune.paper.crossed import Mean, crossed
 
+_FACTORS = 1.0  # from twice on, a factor is read more easily than percent
 ONE_DRAW = "one draw: the draw is not covered"
 _ROUNDING = 2e-5  # relative: five times what float32 made of the same pruned models on a GPU and a processor
 
@@ -42,6 +43,15 @@ class Paired:
     def decided(self) -> bool:
         """Whether the interval leaves out 1."""
         return not self.low <= 1 <= self.high
+
+
+def in_words(effect: float, what: str = "", sign: str = "+") -> str:
+    """An effect, a fraction of what is compared: "+8.0% perplexity"; from twice on as a factor, to three
+    digits: "13.1 times the perplexity". sign: "" for a size without a direction.
+    """
+    if effect < _FACTORS:
+        return f"{effect:{sign}.1%} {what}".rstrip()
+    return f"{float(f'{1 + effect:.3g}'):,.10g} times" + (f" the {what}" if what else "")
 
 
 def paired(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:

@@ -15,7 +15,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from symprune.paper.compare import paired
+from symprune.paper.compare import in_words, paired
 from symprune.paper.style import GREYS, METHODS, STYLE, Picture, method_style, plain_log_ticks
 
 APART = 1.0  # what loses more than this beyond its reference (+100 %) would hide all else: a panel of its own
@@ -192,8 +192,8 @@ def spoken(of: Differences, most: int = 14) -> str:
             rows if few else rows.loc[list(dict.fromkeys([rows["effect"].idxmin(), rows["effect"].idxmax()]))]
         )
         cells = [
-            f"{_shown(row[of.by[-1]])} {row['effect']:+.1%} ({row['low']:+.1%} to {row['high']:+.1%})"
-            for _, row in shown.iterrows()
+            "{} {} ({} to {})".format(_shown(case), *map(in_words, numbers))
+            for case, *numbers in shown[[of.by[-1], "effect", "low", "high"]].itertuples(index=False)
         ]
         between = "" if few else "from "
         parts.append(f"{', '.join(map(_shown, key))}: {between}{(', ' if few else ' to ').join(cells)}")

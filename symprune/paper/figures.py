@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 
 from symprune.paper.accuracy import accuracies, chance_of
-from symprune.paper.compare import paired_accuracy
+from symprune.paper.compare import in_words, paired_accuracy
 from symprune.paper.differences import differences
 from symprune.paper.style import GREYS, METHODS, STYLE, Picture, method_style, plain_log_ticks
 from symprune.paper.tables import summarise
@@ -156,8 +156,7 @@ def heat_map(frame: pd.DataFrame, x: str, y: str) -> Picture:
         ax.imshow(logs, cmap="PuOr_r", aspect="auto", vmin=-reach, vmax=reach)
         for (i, j), effect in np.ndenumerate(effects.to_numpy()):
             here = effects.index[i], effects.columns[j]
-            changed = f"{effect:+.1%}" if effect < 2 else f"{1 + effect:.3g} times"
-            text = f"{table.to_numpy()[i, j]:.4g}" if here == (0, 0) else changed
+            text = f"{table.to_numpy()[i, j]:.4g}" if here == (0, 0) else in_words(effect)
             colour = "white" if abs(logs[i, j]) > 0.6 * reach else "black"
             weight = "bold" if here in decided else "normal"
             ax.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, weight=weight)
@@ -170,7 +169,9 @@ def heat_map(frame: pd.DataFrame, x: str, y: str) -> Picture:
         " from it (purple: less is lost, orange: more). Bold: the 95 % interval leaves out zero, all holding"
         " together."
     )
-    told = "; ".join(f"{names[1]} {row[y]:g}, {names[0]} {row[x]:g}: {row['effect']:+.1%}" for row in rows)
+    told = "; ".join(
+        f"{names[1]} {row[y]:g}, {names[0]} {row[x]:g}: {in_words(row['effect'])}" for row in rows
+    )
     return Picture(fig, caption, f"Heat map of differences of perplexity. {told}.")
 
 

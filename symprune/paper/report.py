@@ -14,6 +14,7 @@ import pandas as pd
 from symprune.base import paths
 from symprune.base.files import write_whole
 from symprune.paper.claims import MARKS, ClaimFound, claims_of
+from symprune.paper.compare import in_words
 from symprune.paper.notebooks import notebook_names
 from symprune.paper.style import words_of
 from symprune.paper.tables import saved_by
@@ -30,7 +31,6 @@ _SIGNS = dict(zip(MARKS, "✓✗±?-", strict=True))
 
 # The axis of effects, from -100 % to +100 %: even near zero, logarithmic beyond; 2 % and 80 % are both read.
 _WIDTH, _BEND, _REACH = 240.0, 0.05, 1.0
-_FACTORS = 2.0  # from three times on, a factor is read more easily than percent
 _TICKS = (-0.8, -0.2, -0.05, 0.0, 0.05, 0.2, 0.8)
 
 
@@ -87,9 +87,7 @@ def effect_in_words(claim: ClaimFound) -> tuple[str, str]:
         return "", ""
     if claim.unit == "points":
         return f"{claim.effect:+.1f} points", f"{claim.low:+.1f} to {claim.high:+.1f}"
-    values = claim.effect, claim.low, claim.high
-    numbers = [f"{x:+.1%}" if x < _FACTORS else f"{1 + x:,.3g} times" for x in values]
-    return f"{numbers[0]} {claim.unit}", f"{numbers[1]} to {numbers[2]}"
+    return in_words(claim.effect, claim.unit), f"{in_words(claim.low)} to {in_words(claim.high)}"
 
 
 def _counts(claims: list[ClaimFound]) -> list[tuple[str, int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from symprune.paper.compare import in_words
 from symprune.paper.tables import decimals_of, summarise
 from symprune.paper.verdicts import NOT_RUN, Verdict
 
@@ -41,12 +42,14 @@ def agreement_in_sign(verdicts: Sequence[Verdict], pairs: Mapping[str, tuple[str
     """Each pairwise verdict of ours beside what others reported of the same pair on models of 7B and more.
 
     pairs: by the verdict's id, the methods a and b whose perplexities were compared; ids that are not there
-    are left out, as are patterns that nobody reported. Effects are a over b, minus 1. agrees: "yes" or "no"
-    by the sign of the effects, "undecided" where ours is.
+    are left out, as are patterns that nobody reported, and what was not run here. Effects are a over b,
+    minus 1. agrees: "yes" or "no" by the sign of the effects, "undecided" where ours is.
     """
     figures, rows = reported_figures(), []
     large = figures["model"].map(lambda model: float(re.findall(r"-([\d.]+)b", model.lower())[0]) >= 7)
     for verdict in verdicts:
+        if verdict.effect is None:
+            continue
         a, b = pairs.get(verdict.id, ("", ""))
         of = [part.removesuffix(" per output") for part in verdict.of.split(", ")]
         here = figures[large & figures["pattern"].isin(of)]
@@ -58,9 +61,9 @@ def agreement_in_sign(verdicts: Sequence[Verdict], pairs: Mapping[str, tuple[str
                 {
                     "pair": f"{a} / {b}",
                     "pattern": pair.pattern,
-                    "ours": f"{verdict.effect:+.1%}",
+                    "ours": in_words(verdict.effect),
                     "model": pair.model,
-                    "reported": f"{theirs:+.1%}",
+                    "reported": in_words(theirs),
                     "agrees": "undecided" if verdict.verdict == "undecided" else agrees,
                     "source": pair.source,
                 }

@@ -11,7 +11,7 @@ import pandas as pd
 from symprune.base import paths
 from symprune.base.errors import UserError
 from symprune.base.files import write_whole
-from symprune.paper.compare import ONE_DRAW, Paired, PairedAccuracy, paired
+from symprune.paper.compare import ONE_DRAW, Paired, PairedAccuracy, in_words, paired
 from symprune.paper.tables import Whole
 
 NOT_RUN = "not run here"
@@ -84,8 +84,9 @@ class Verdict:
         side = "lower" if self.effect < 0 else "higher"
         draws = f"{side} in {self.draws_alike} of {len(self.draws)} draws" if self.draws else ""
         beside = "; ".join(filter(None, [f"paired over {self.over}", draws, self.note]))
-        effect, low, high = (_shown(value, self.unit, "+") for value in (self.effect, self.low, self.high))
-        found = f"{effect} {self.unit} (95 % interval {low} to {high}{jointly}, {beside})"
+        low, high = (_shown(value, self.unit) for value in (self.low, self.high))
+        effect = _shown(self.effect, self.unit, self.unit)
+        found = f"{effect} (95 % interval {low} to {high}{jointly}, {beside})"
         return "; ".join(filter(None, [found, self.power_in_words]))
 
     @property
@@ -94,13 +95,12 @@ class Verdict:
         if self.low is None:
             measured = "" if self.effect is None else f"{self.unit}: {self.effect:.2g} over {self.over}"
             return "; ".join(filter(None, [measured, self.note]))
-        interval = " to ".join(_shown(value, self.unit, "+") for value in (self.low, self.high))
-        size = _shown(abs(self.effect), self.unit)
+        interval = " to ".join(_shown(value, self.unit) for value in (self.low, self.high))
+        size = _shown(abs(self.effect), self.unit, sign="")
         if self.unit == "points":
             return f"{size} points {'fewer' if self.effect < 0 else 'more'} ({interval})"
-        if self.effect >= 1:
-            return f"{self.unit} {1 + self.effect:.3g} times as high ({interval})"
-        return f"{self.unit} {size} {'lower' if self.effect < 0 else 'higher'} ({interval})"
+        way = "as high" if size.endswith("times") else "lower" if self.effect < 0 else "higher"
+        return f"{self.unit} {size} {way} ({interval})"
 
     @property
     def power_in_words(self) -> str:
@@ -112,7 +112,8 @@ class Verdict:
 
 def would_have_been_found(power: float, side: str, unit: str, least: float | None = None) -> str:
     """The power of a comparison in words, or of several from the least to this."""
-    sizes = dict.fromkeys(_shown(value, unit) for value in (least, power) if value is not None)
+    shown = "{:.1f}" if unit == "points" else "{:.1%}"
+    sizes = dict.fromkeys(shown.format(size) for size in (least, power) if size is not None)
     size = " to ".join(sizes) + (" points" if unit == "points" else "")
     found = "could have been shown" if side == "within" else "would have been found"
     return f"{'a margin of ' if side == 'within' else ''}{size} {found} with 80 % probability"
@@ -276,10 +277,10 @@ def _of_ratio(claim: Claim, of: str, verdict: str, comparison: Paired) -> Verdic
     return Verdict(claim.id, of, claim.text, verdict, *effects, *words)
 
 
-def _shown(value: float, unit: str, sign: str = "") -> str:
+def _shown(value: float, unit: str, what: str = "", sign: str = "+") -> str:
     if value >= BOUNDLESS:
         return "any height"
-    return f"{value:{sign}.1f}" if unit == "points" else f"{value:{sign}.1%}"
+    return f"{value:{sign}.1f} {what}".rstrip() if unit == "points" else in_words(value, what, sign)
 
 
 def _rounded(verdict: Verdict) -> Verdict:
