@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import matplotlib.image
 import numpy as np
@@ -213,6 +214,18 @@ def test_a_figure_is_kept_sharp_with_its_words_and_fonts_and_the_same_bytes_each
     assert style.words_of(folder / "fig_dots.png") == (picture.caption, picture.alt)
     image = matplotlib.image.imread(folder / "fig_dots.png")[..., :3]
     assert 0.002 < (image.min(axis=2) < 0.9).mean() < 0.5
+
+
+@pytest.mark.parametrize("words", [1, 20])
+def test_a_figure_is_kept_whole(folder, words):
+    """No ink on its edge, also where a label is longer than its axis."""
+    fig, ax = matplotlib.pyplot.subplots(figsize=(3, 2), layout="constrained")
+    ax.set_xlabel(" ".join(["label"] * words))
+    style.save_figure(style.Picture(fig, "", ""), "test", "label")
+    image = matplotlib.image.imread(folder / "fig_label.png")[..., :3].min(axis=2)
+    assert min(edge.min() for edge in (image[0], image[-1], image[:, 0], image[:, -1])) > 0.9
+    wide = int(re.search(rb"/MediaBox \[ ?0 0 (\d+)", (folder / "fig_label.pdf").read_bytes())[1])
+    assert (wide > 3 * 72) == (words > 1)
 
 
 def test_a_notebook_shows_a_picture_and_then_its_caption(capsys):

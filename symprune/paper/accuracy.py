@@ -30,7 +30,7 @@ def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per model, pattern, method, refinement and task: accuracy averaged over calibration seeds, its
     standard error over examples.
 
-    rows: of `Experiment.zero_shot`. The standard error (nan for one example) is that of examples answered by
+    rows: of `Accuracy`. The standard error (nan for one example) is that of examples answered by
     one fixed set of models.
     """
     cells = []

@@ -80,7 +80,7 @@ def paired_unevenness(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1, li
     """Compare how unevenly masks keep weights over "rows" or "columns", by 1 - normalised entropy, linear by
     linear.
 
-    a, b: rows of `Experiment.compare_masks`; linears are crossed with draws of calibration text, entropies
+    a, b: rows of `MaskOverlap`; linears are crossed with draws of calibration text, entropies
     averaged over the other repetitions.
     """
     seeds = _draws(a, b)
@@ -102,7 +102,7 @@ def paired_unevenness(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1, li
 
 
 def paired_times(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:
-    """Compare how long two scores take, one row of `Experiment.time_scores` each, round by round."""
+    """Compare how long two scores take, one row of `ScoreTime` each, round by round."""
     logs = [np.array(rows["log_ratios"].item()) for rows in (a, b)]
     return paired_logs(logs[0] - logs[1], comparisons, what="time", over="rounds")
 

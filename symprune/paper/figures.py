@@ -179,7 +179,7 @@ def accuracy_dots(frame: pd.DataFrame) -> Picture:
     """Zero-shot accuracy of each start and refinement beside chance and the dense model; and the difference
     from the start, with its interval.
 
-    frame: rows of `Experiment.zero_shot`; of several tasks the plain mean.
+    frame: rows of `Accuracy`; of several tasks the plain mean.
     """
     pruned = frame[frame["method"] != "dense"]
     tasks, models = list(frame["task"].unique()), list(frame["model"].unique())
@@ -221,7 +221,7 @@ def accuracy_dots(frame: pd.DataFrame) -> Picture:
             reach = 1.08 * max(map(abs, right.get_xlim()))
             right.axvspan(0, reach, color=METHODS["r2dsnot"][0], alpha=0.07, linewidth=0)
             right.axvline(0, color="#4D4D4D", linewidth=1)
-            right.set(xlim=(-reach, reach), xlabel="points against the start (right: more)")
+            right.set(xlim=(-reach, reach), xlabel="points against the start\n(right: more)")
             left.set(yticks=range(len(cases)), yticklabels=names, title=model if len(models) > 1 else "")
             left.set(xlabel="accuracy, %" if len(tasks) == 1 else f"accuracy, %, mean of {len(tasks)} tasks")
             left.set_ylim(len(cases) - 0.4, -0.6)

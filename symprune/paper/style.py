@@ -106,8 +106,8 @@ def plain_log_ticks(ax: Axes, which: str) -> None:
 
 
 def save_figure(picture: Picture, profile: str, name: str, data: pd.DataFrame | None = None) -> Picture:
-    """Write fig_<name>.png and .pdf, the same bytes for the same figure, and as .csv the data that no table
-    holds; returns the picture.
+    """Write fig_<name>.png and .pdf, whole and the same bytes for the same figure, and as .csv the data that
+    no table holds; returns the picture.
 
     Caption and alternative text are kept inside the PNG, see `words_of`.
     """
@@ -115,8 +115,11 @@ def save_figure(picture: Picture, profile: str, name: str, data: pd.DataFrame | 
     folder.mkdir(parents=True, exist_ok=True)
     words = {"Software": None, "Title": picture.caption, "Description": picture.alt}
     with plt.rc_context(STYLE):  # resolution and fonts are read as a figure is saved, not as it is drawn
-        picture.figure.savefig(folder / f"fig_{name}.png", metadata=words)
-        picture.figure.savefig(folder / f"fig_{name}.pdf", metadata={"CreationDate": None, "Title": name})
+        png, pdf = (folder / f"fig_{name}.{kind}" for kind in ("png", "pdf"))
+        picture.figure.savefig(png, metadata=words)
+        if box := _cut(picture.figure):
+            picture.figure.savefig(png, metadata=words, bbox_inches=box)
+        picture.figure.savefig(pdf, metadata={"CreationDate": None, "Title": name}, bbox_inches=box)
     if data is not None:
         write_whole(folder / f"fig_{name}.csv", measurements(data).to_csv(index=False))
     plt.close(picture.figure)  # the caller shows it once, by returning it
@@ -129,3 +132,15 @@ def words_of(png: Path) -> tuple[str, str]:
 
     with Image.open(png) as image:
         return image.info.get("Title", ""), image.info.get("Description", "")
+
+
+def _cut(figure: Figure) -> str | None:
+    """ "tight" where something drawn sticks out of the figure: its layout makes no room for an axis label
+    that is longer than the axis.
+    """
+    shown = figure.dpi
+    figure.dpi = STYLE["savefig.dpi"]  # at another resolution words are not as wide
+    drawn, canvas = figure.get_tightbbox(), figure.bbox_inches
+    figure.dpi = shown
+    inside = (drawn.min >= canvas.min).all() and (drawn.max <= canvas.max).all()
+    return None if inside else "tight"
