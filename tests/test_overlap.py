@@ -158,8 +158,18 @@ def test_references_may_be_calibrated_otherwise(experiment):
         )
         assert row["jaccard"] == pytest.approx(fmean(jaccard(ours[name], theirs[name]) for name in ours))
         assert 0.4 < row["jaccard"] < 1
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="no partner for 0"):
         experiment.run([(recipe, recipe)], MaskOverlap(against=replace(other, seeds=(2,))))
+    with pytest.raises(ValueError, match="no partner for 5"):
+        experiment.run([(recipe, recipe)], MaskOverlap(against=other), seeds={(recipe, recipe): [5]})
+
+
+def test_a_pair_may_have_draws_of_its_own(experiment):
+    pair = Recipe(Wanda(), Unstructured(0.5)), Recipe(RIA(), Unstructured(0.5))
+    rows = experiment.run([pair], MaskOverlap(), seeds={pair: [5]})
+    there = with_other(experiment, seeds=(5,)).run([pair], MaskOverlap())
+    assert rows["seed"].tolist() == [5]
+    assert rows["record"].tolist() == there["record"].tolist()
 
 
 def test_timings_are_kept_round_by_round(experiment):

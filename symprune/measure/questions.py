@@ -146,7 +146,7 @@ class MaskOverlap:
     the linears, and each linear's unevenness, 1 - entropy, to four digits. Masks follow from statistics of
     the dense model; no weight is changed.
     against: the protocol whose calibration makes the reference's masks, seed by seed (None: the same).
-    Raises UserError unless both propagate "dense", ValueError unless there are as many seeds.
+    Raises UserError unless both propagate "dense", ValueError for a seed without a partner.
     """
 
     against: Protocol | None = None
@@ -201,8 +201,13 @@ class MaskOverlap:
             raise UserError(
                 "masks are compared on statistics of the dense model: MaskOverlap needs propagate 'dense'"
             )
-        seeds = dict(zip(ours.seeds, theirs.seeds, strict=True))
-        return [(bench, seed), (bench.under(theirs), seeds[seed])]
+        if self.against is None:
+            return [(bench, seed), (bench, seed)]
+        if len(ours.seeds) != len(theirs.seeds) or seed not in ours.seeds:
+            raise ValueError(
+                f"masks are compared seed by seed: {ours.seeds} with {theirs.seeds} has no partner for {seed}"
+            )
+        return [(bench, seed), (bench.under(theirs), theirs.seeds[ours.seeds.index(seed)])]
 
 
 @dataclass(frozen=True)
