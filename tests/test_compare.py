@@ -19,6 +19,7 @@ from symprune.paper.compare import (
     paired_times,
     paired_unevenness,
     rightly,
+    with_unit,
 )
 from symprune.paper.crossed import crossed
 
@@ -338,6 +339,6 @@ def test_equal_masks_measured_on_two_machines_have_one_perplexity_and_others_do_
     ],
 )
 def test_an_effect_is_told_in_percent_and_from_twice_on_as_a_factor(effect, words):
-    assert in_words(effect, "perplexity") == words
+    assert with_unit(in_words(effect), "perplexity") == words
     assert in_words(effect) == words.removesuffix("perplexity").removesuffix("the ").strip()
     assert in_words(effect, sign="") == in_words(effect).removeprefix("+")

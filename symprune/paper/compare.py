@@ -45,13 +45,18 @@ class Paired:
         return not self.low <= 1 <= self.high
 
 
-def in_words(effect: float, what: str = "", sign: str = "+") -> str:
-    """An effect, a fraction of what is compared: "+8.0% perplexity"; from twice on as a factor, to three
-    digits: "13.1 times the perplexity". sign: "" for a size without a direction.
+def in_words(effect: float, sign: str = "+") -> str:
+    """An effect, a fraction of what is compared: "+8.0%"; from twice on as a factor, to three digits: "13.1
+    times". sign: "" for a size without a direction.
     """
     if effect < _FACTORS:
-        return f"{effect:{sign}.1%} {what}".rstrip()
-    return f"{float(f'{1 + effect:.3g}'):,.10g} times" + (f" the {what}" if what else "")
+        return f"{effect:{sign}.1%}"
+    return f"{float(f'{1 + effect:.3g}'):,.10g} times"
+
+
+def with_unit(words: str, unit: str) -> str:
+    """ "+8.0% perplexity", "13.1 times the perplexity"."""
+    return f"{words} the {unit}" if words.endswith("times") else f"{words} {unit}"
 
 
 def paired(a: pd.DataFrame, b: pd.DataFrame, comparisons: int = 1) -> Paired:

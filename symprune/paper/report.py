@@ -14,7 +14,7 @@ import pandas as pd
 from symprune.base import paths
 from symprune.base.files import write_whole
 from symprune.paper.claims import MARKS, ClaimFound, claims_of
-from symprune.paper.compare import in_words
+from symprune.paper.compare import in_words, with_unit
 from symprune.paper.notebooks import notebook_names
 from symprune.paper.style import words_of
 from symprune.paper.tables import saved_by
@@ -87,7 +87,7 @@ def effect_in_words(claim: ClaimFound) -> tuple[str, str]:
         return "", ""
     if claim.unit == "points":
         return f"{claim.effect:+.1f} points", f"{claim.low:+.1f} to {claim.high:+.1f}"
-    return in_words(claim.effect, claim.unit), f"{in_words(claim.low)} to {in_words(claim.high)}"
+    return with_unit(in_words(claim.effect), claim.unit), f"{in_words(claim.low)} to {in_words(claim.high)}"
 
 
 def _counts(claims: list[ClaimFound]) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ import pandas as pd
 from symprune.base import paths
 from symprune.base.errors import UserError
 from symprune.base.files import write_whole
-from symprune.paper.compare import ONE_DRAW, Paired, PairedAccuracy, in_words, paired
+from symprune.paper.compare import ONE_DRAW, Paired, PairedAccuracy, in_words, paired, with_unit
 from symprune.paper.tables import Whole
 
 NOT_RUN = "not run here"
@@ -84,9 +84,8 @@ class Verdict:
         side = "lower" if self.effect < 0 else "higher"
         draws = f"{side} in {self.draws_alike} of {len(self.draws)} draws" if self.draws else ""
         beside = "; ".join(filter(None, [f"paired over {self.over}", draws, self.note]))
-        low, high = (_shown(value, self.unit) for value in (self.low, self.high))
-        effect = _shown(self.effect, self.unit, self.unit)
-        found = f"{effect} (95 % interval {low} to {high}{jointly}, {beside})"
+        effect, low, high = (_shown(value, self.unit) for value in (self.effect, self.low, self.high))
+        found = f"{with_unit(effect, self.unit)} (95 % interval {low} to {high}{jointly}, {beside})"
         return "; ".join(filter(None, [found, self.power_in_words]))
 
     @property
@@ -277,10 +276,10 @@ def _of_ratio(claim: Claim, of: str, verdict: str, comparison: Paired) -> Verdic
     return Verdict(claim.id, of, claim.text, verdict, *effects, *words)
 
 
-def _shown(value: float, unit: str, what: str = "", sign: str = "+") -> str:
+def _shown(value: float, unit: str, sign: str = "+") -> str:
     if value >= BOUNDLESS:
         return "any height"
-    return f"{value:{sign}.1f} {what}".rstrip() if unit == "points" else in_words(value, what, sign)
+    return f"{value:{sign}.1f}" if unit == "points" else in_words(value, sign)
 
 
 def _rounded(verdict: Verdict) -> Verdict:

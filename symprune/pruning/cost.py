@@ -11,6 +11,7 @@ from symprune.base.errors import UserError
 from symprune.base.types import Windows
 from symprune.methods.recipe import Recipe
 from symprune.methods.sketch import rank_in
+from symprune.methods.update.refit import ENTRIES_PER_PART, WORKING
 from symprune.models.devices import memory_of
 from symprune.models.layers import decoder_layers, linears_by_layer, weight_view
 from symprune.models.precision import calibration_dtype
@@ -22,7 +23,6 @@ _TOKENS_ELSEWHERE = 512  # ours: benchmarks/batch_size.py
 # Bytes per weight of the largest linear beside two copies of its scores (themselves, and what selects among
 # them): masks and counts. Measured: 1 for a sparsity, 3.25 for 2:4, by any score.
 _SELECTING = 3.25
-_UPDATING, _UPDATED_AT_ONCE = 8, 2**22  # numbers for a weight being updated; so many if rows are apart
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ class Cost:
         if not self.iterations:
             return 0
         sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
-        at_once = max(sizes) if self.gradients else min(max(sizes), _UPDATED_AT_ONCE)
+        at_once = max(sizes) if self.gradients else min(max(sizes), ENTRIES_PER_PART)
         matrices = 2 * max(d_in**2 + self.gradients * d_out**2 for d_out, d_in in self.shape.widths)
-        numbers = 2 * max(sizes) + _UPDATING * at_once + matrices
+        numbers = 2 * max(sizes) + WORKING * at_once + matrices
         return sum(sizes) * (self.itemsize + 1) + max(self.number, 4) * numbers
 
     @property

@@ -14,7 +14,7 @@ from symprune.methods.stats import LayerStats
 from symprune.methods.update.update import Update, damping_for, share, unit_diagonal, working
 
 ENTRIES_PER_PART = 2**22  # of a weight whose rows are by themselves, worked on at a time: memory is bounded
-_WORKING = 8  # numbers that are held of such an entry, beside one for each residual that is remembered
+WORKING = 8  # numbers that are held of such an entry, beside one for each residual that is remembered
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Refit:
         """The weight refit on its mask (True = kept), and what it took."""
         w, gram = working(weight, stats)
         quadratic = Quadratic(unit_diagonal(gram), None, 0.0, 1.0, 0.0, damping_for(self.damping, stats))
-        return updated(quadratic, w, mask, weight.dtype, self.max_iterations, self.tolerance)
+        return _in_parts(self, quadratic, w, mask, weight.dtype)
 
     def __call__(self, weight: Weight, mask: Mask, stats: LayerStats) -> Weight:
         return self.run(weight, mask, stats).weight
@@ -95,7 +95,7 @@ class SymmetricRefit:
         more = damping_for(1.0, stats)
         coefficients = self.product, self.inputs, more * self.outputs, more * self.identity
         quadratic = Quadratic(unit_diagonal(gram), gradients, *coefficients)
-        return updated(quadratic, w, mask, weight.dtype, self.max_iterations, self.tolerance)
+        return _in_parts(self, quadratic, w, mask, weight.dtype)
 
     def __call__(self, weight: Weight, mask: Mask, stats: LayerStats) -> Weight:
         return self.run(weight, mask, stats).weight
@@ -111,36 +111,24 @@ class Solved(NamedTuple):
     iterations: int
 
 
-def updated(
-    quadratic: Quadratic,
-    weight: Weight,
-    mask: Mask,
-    dtype: torch.dtype,
-    max_iterations: int,
-    tolerance: float,
+def _in_parts(
+    update: Refit | SymmetricRefit, quadratic: Quadratic, weight: Weight, mask: Mask, dtype: torch.dtype
 ) -> Update:
-    """The update of a linear by `solve`, in parts where rows are by themselves."""
+    """The update of a linear, of some rows at a time where rows are by themselves."""
     (d_out, d_in), step = weight.shape, len(weight)
     if quadratic.H is None:
-        held = min(d_out * d_in, ENTRIES_PER_PART) * _WORKING // (_WORKING + min(max_iterations, d_in))
+        held = min(d_out * d_in, ENTRIES_PER_PART) * WORKING // (WORKING + min(update.max_iterations, d_in))
         step = max(1, held // d_in)
-    parts = [
-        solve(quadratic, *rows, dtype, max_iterations, tolerance)
-        for rows in zip(weight.split(step), mask.split(step), strict=True)
-    ]
+    rows = zip(weight.split(step), mask.split(step), strict=True)
+    parts = [_solve(update, quadratic, *part, dtype) for part in rows]
     weights, before, after, whole, iterations = zip(*parts, strict=True)
     every = torch.cat(whole)
     shares = share(torch.cat(before), every), share(torch.cat(after), every)
     return Update(torch.cat(weights), max(iterations), *shares)
 
 
-def solve(
-    quadratic: Quadratic,
-    weight: Weight,
-    mask: Mask,
-    dtype: torch.dtype,
-    max_iterations: int,
-    tolerance: float,
+def _solve(
+    update: Refit | SymmetricRefit, quadratic: Quadratic, weight: Weight, mask: Mask, dtype: torch.dtype
 ) -> Solved:
     """The weight refit on its mask, in `dtype`, by preconditioned conjugate gradients.
 
@@ -156,9 +144,9 @@ def solve(
     precondition = kept / quadratic.diagonal(len(weight)).clamp(min=torch.finfo(weight.dtype).tiny)
     step = residual * precondition
     slope = first = quadratic.inner(residual, step)
-    past = _Past(weight, precondition, max_iterations) if quadratic.H is None else None
+    past = _Past(weight, precondition, update.max_iterations) if quadratic.H is None else None
     iterations = 0
-    while iterations < max_iterations and bool((slope > tolerance**2 * first).any()):
+    while iterations < update.max_iterations and bool((slope > update.tolerance**2 * first).any()):
         iterations += 1
         bent = quadratic.gradient(step).mul_(kept)
         curvature = quadratic.inner(step, bent)
@@ -188,13 +176,13 @@ class _Past:
     def __init__(self, weight: Weight, precondition: Tensor, most: int):
         rows, d_in = weight.shape
         self._precondition, self._n = precondition, 0
-        self._most = min(most, d_in)  # no more are orthogonal
-        self._residuals = weight.new_empty(rows, self._most, d_in)
-        self._slopes = weight.new_empty(rows, self._most, 1)
+        most = min(most, d_in)  # no more are orthogonal
+        self._residuals = weight.new_empty(rows, most, d_in)
+        self._slopes = weight.new_empty(rows, most, 1)
 
     def remember(self, residual: Tensor, slope: Tensor) -> None:
         """Keep a residual, and its product with itself under the preconditioner."""
-        if self._n < self._most:
+        if self._n < self._residuals.shape[1]:
             self._residuals[:, self._n], self._slopes[:, self._n] = residual, slope
             self._n += 1
 
