@@ -27,6 +27,8 @@ RECIPES = {
     "ria 60 % + r2dsnot": 'Recipe("ria", Unstructured(0.6), "r2dsnot")',
     "magnitude 60 % + dsnot": 'Recipe("magnitude", Unstructured(0.6), "dsnot")',
     "ri 70 % per layer": 'Recipe("ri", Unstructured(0.7, "layer"))',
+    "ria 60 %, refit": 'Recipe("ria", Unstructured(0.6), update="refit(max_iterations=10)")',
+    "ria 60 %, both sides": 'Recipe("ria", Unstructured(0.6), update="symmetric_refit(max_iterations=10)")',
 }
 CHILD = """
 import json, sys, time

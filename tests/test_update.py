@@ -519,16 +519,27 @@ def test_the_page_on_updates_shows_what_was_measured():
     assert all(name in page for name in (*UPDATES, *CHOICES))
 
 
-@given(st.integers(0, 99), st.sampled_from([10, 30]))
-@settings(deadline=None, max_examples=20)
-def test_a_last_bit_of_the_statistics_decides_nothing_of_a_refit(seed, iterations):
+@given(st.integers(0, 99), st.sampled_from([10, 30]), st.sampled_from([Refit, SymmetricRefit]))
+@settings(deadline=None, max_examples=30)
+def test_a_last_bit_of_the_statistics_decides_nothing_of_a_refit(seed, iterations, kind):
     """Few tokens and inputs of very different size: the same tokens added up in another order."""
     weight, stats = case(8, 64, 40, seed)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(40, 64, dtype=F64, generator=generator) * torch.logspace(0, 3, 64, dtype=F64)
     mask = torch.rand(8, 64, generator=generator) < 0.4
-    update = Refit(max_iterations=iterations, tolerance=0.0)
+    update = kind(max_iterations=iterations, tolerance=0.0)
     grams = [sum(torch.outer(row, row) for row in rows) for rows in (x, x.flip(0))]
     assert not torch.equal(*grams)
     one, other = (update(weight, mask, replace(stats, gram=gram)) for gram in grams)
     assert ((one - other).norm(dim=1) <= 1e-12 * one.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("held", [0, 1, 7])
+@pytest.mark.parametrize("kind", [Refit, SymmetricRefit])
+def test_with_few_residuals_held_a_refit_is_the_same_least_squares(kind, held, monkeypatch):
+    weight, stats = case()
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    update = kind(**EXACTLY)
+    expected = update(weight, mask, stats)
+    monkeypatch.setattr("symprune.methods.update.refit.REMEMBERED", held * weight.numel())
+    assert torch.allclose(update(weight, mask, stats), expected, rtol=1e-8, atol=1e-10)

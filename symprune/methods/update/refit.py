@@ -15,6 +15,7 @@ from symprune.methods.update.update import Update, damping_for, share, unit_diag
 
 ENTRIES_PER_PART = 2**22  # of a weight whose rows are by themselves, worked on at a time: memory is bounded
 WORKING = 8  # numbers that are held of such an entry, beside one for each residual that is remembered
+REMEMBERED = 2**27  # numbers of the residuals that are remembered, at most: 1 GiB in float64
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class SymmetricRefit:
     (G + 0.01 I), best on validation text. Without product and outputs this is `Refit` with damping =
     identity / inputs; the product alone is the Kronecker-factored curvature of LLM Surgeon (arXiv
     2312.17244) and YAQA (arXiv 2505.22988).
-    Solved for all rows together, as `Refit` solves each. The objective never rises. Raises UserError for
-    statistics that lack a matrix.
+    Solved for all rows together, as `Refit` solves each. Of a weight with more than 2**27 / max_iterations
+    entries only the first residuals are held, so that there a last bit still grows. The objective never
+    rises. Raises UserError for statistics that lack a matrix.
     """
 
     product: float = 1.0
@@ -134,7 +136,6 @@ def _solve(
 
     Whatever the rounding to `dtype` did, no objective is higher than that of the masked weight, which is
     returned where it would be; where the mask removes nothing that counts, the weight is returned as it is.
-    Of rows by themselves all residuals are held, a number for each entry and iteration.
     """
     kept = mask.to(weight.dtype)
     change = weight * (kept - 1)  # what the mask does: -w where it removes
@@ -144,7 +145,7 @@ def _solve(
     precondition = kept / quadratic.diagonal(len(weight)).clamp(min=torch.finfo(weight.dtype).tiny)
     step = residual * precondition
     slope = first = quadratic.inner(residual, step)
-    past = _Past(weight, precondition, update.max_iterations) if quadratic.H is None else None
+    past = _Past(precondition, len(slope), update.max_iterations)
     iterations = 0
     while iterations < update.max_iterations and bool((slope > update.tolerance**2 * first).any()):
         iterations += 1
@@ -152,11 +153,9 @@ def _solve(
         curvature = quadratic.inner(step, bent)
         length = torch.where(curvature > 0, slope / curvature, 0.0)
         change.addcmul_(step, length)
-        if past is not None:
-            past.remember(residual, slope)
+        past.remember(residual, slope)
         residual.addcmul_(bent, length, value=-1)
-        if past is not None:
-            past.make_orthogonal(residual)
+        past.make_orthogonal(residual)
         bent = torch.mul(residual, precondition, out=bent)
         slope, last = quadratic.inner(residual, bent), slope
         step.mul_(torch.where(last > 0, slope / last, 0.0)).add_(bent)
@@ -169,29 +168,31 @@ def _solve(
 
 
 class _Past:
-    """The residuals of rows that are solved by themselves, to which exact arithmetic would make the next ones
-    orthogonal under the preconditioner.
+    """The residuals of each problem, to which exact arithmetic would make the next ones orthogonal under the
+    preconditioner; the first of them where all would be more than REMEMBERED numbers.
     """
 
-    def __init__(self, weight: Weight, precondition: Tensor, most: int):
-        rows, d_in = weight.shape
-        self._precondition, self._n = precondition, 0
-        most = min(most, d_in)  # no more are orthogonal
-        self._residuals = weight.new_empty(rows, most, d_in)
-        self._slopes = weight.new_empty(rows, most, 1)
+    def __init__(self, precondition: Weight, problems: int, most: int):
+        self._precondition, self._n = precondition.reshape(problems, -1), 0
+        entries = self._precondition.shape[1]
+        most = min(most, entries, REMEMBERED // precondition.numel())  # no more than entries are orthogonal
+        self._residuals = precondition.new_empty(problems, most, entries)
+        self._slopes = precondition.new_empty(problems, most, 1)
 
-    def remember(self, residual: Tensor, slope: Tensor) -> None:
+    def remember(self, residual: Weight, slope: Tensor) -> None:
         """Keep a residual, and its product with itself under the preconditioner."""
         if self._n < self._residuals.shape[1]:
-            self._residuals[:, self._n], self._slopes[:, self._n] = residual, slope
+            self._residuals[:, self._n] = residual.view_as(self._precondition)
+            self._slopes[:, self._n] = slope
             self._n += 1
 
-    def make_orthogonal(self, residual: Tensor) -> None:
+    def make_orthogonal(self, residual: Weight) -> None:
         """Take from a residual, in place, what it has of those that were kept."""
         residuals, slopes = self._residuals[:, : self._n], self._slopes[:, : self._n]
-        along = residuals @ (residual * self._precondition).unsqueeze(2)
+        flat = residual.view_as(self._precondition)
+        along = residuals @ (flat * self._precondition).unsqueeze(2)
         shares = torch.where(slopes > 0, along / slopes, 0.0)
-        residual.sub_((shares.mT @ residuals).squeeze(1))
+        flat.sub_((shares.mT @ residuals).squeeze(1))
 
 
 def _check(update: Refit | SymmetricRefit, *coefficients: str) -> None:
