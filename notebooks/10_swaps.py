@@ -97,7 +97,7 @@ save_figure(difference_dots(of), profile, "10_ranks")
 #
 # MiB of a decoder layer's Gram matrices or sketches while they are gathered, as the cost model has it
 # ([scaling](../docs/scaling.md)); seconds of masks and swaps, the least of all masks of a pattern, on the
-# machine that measured most of these records. `benchmarks/sketch.py` times statistics, too.
+# machine that measured most of these recipes. `benchmarks/sketch.py` times statistics, too.
 
 # %% tags=["nbval-ignore-output"]
 costs = rows.assign(

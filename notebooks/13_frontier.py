@@ -141,7 +141,7 @@ save_figure(
 # ## Quality against seconds and memory
 #
 # Means over draws. Seconds are of the whole pruning, statistics and H included, beside whatever else the
-# machine ran. They compare within a pattern: of the one machine that measured most of its records (nan: not
+# machine ran. They compare within a pattern: of the one machine that measured most of its recipes (nan: not
 # measured there). Bytes are the cost model's prediction of the peak with the model in memory
 # ([scaling](../docs/scaling.md)).
 

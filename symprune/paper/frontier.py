@@ -45,13 +45,15 @@ def _cost(recipe: Recipe, shape: Shape, protocol: Protocol) -> Cost:
 
 
 def seconds_of_one_machine(rows: pd.DataFrame, profile: str) -> pd.Series:
-    """`seconds_prune` of the records that, in each pattern, the machine of most of them measured, nan for all
-    others: seconds of two machines do not compare.
+    """`seconds_prune` of the records of one machine for each pattern, nan for all others: seconds of two
+    machines do not compare. It is the machine that measured most recipes, of several the one with most rows.
     """
     machines = {record.key: record.meta["machine"] for record in Store(paths.records(profile))}
-    machine = rows["record"].map(machines)
-    most = machine.groupby(rows["pattern"]).transform(lambda of: of.mode().iloc[0])
-    return rows["seconds_prune"].where(machine == most)
+    told = rows.assign(machine=rows["record"].map(machines))
+    measured = told.groupby(["pattern", "machine"])["recipe_key"].agg(["nunique", "size"])
+    chosen = measured.sort_values(["nunique", "size"]).reset_index("machine")["machine"]
+    chosen = chosen.groupby("pattern").last()
+    return rows["seconds_prune"].where(told["machine"] == rows["pattern"].map(chosen))
 
 
 def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, hue: str) -> Picture:
