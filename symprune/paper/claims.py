@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from symprune.paper.verdicts import BOUNDLESS, NOT_RUN, load_verdicts, would_have_been_found
+from symprune.paper.compare import BOUNDLESS
+from symprune.paper.verdicts import NOT_RUN, load_verdicts, would_have_been_found
 
 MIXED = "mixed"
 MARKS = ("reproduced", "not reproduced", MIXED, "undecided", NOT_RUN)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from symprune.paper.crossed import Mean, crossed
 
+BOUNDLESS = 1e6  # an effect above it is no bound: that of a single article, which says nothing of others
 _FACTORS = 1.0  # from twice on, a factor is read more easily than percent
 ONE_DRAW = "one draw: the draw is not covered"
 _ROUNDING = 2e-5  # relative: five times what float32 made of the same pruned models on a GPU and a processor
@@ -45,13 +46,15 @@ class Paired:
         return not self.low <= 1 <= self.high
 
 
-def in_words(effect: float, sign: str = "+") -> str:
+def in_words(effect: float, unit: str = "", sign: str = "+") -> str:
     """An effect, a fraction of what is compared: "+8.0%"; from twice on as a factor, to three digits: "13.1
-    times". sign: "" for a size without a direction.
+    times"; points as they are. sign: "" for a size without a direction.
     """
+    if unit == "points":
+        return f"{effect:{sign}.1f}"
     if effect < _FACTORS:
         return f"{effect:{sign}.1%}"
-    return f"{float(f'{1 + effect:.3g}'):,.10g} times"
+    return "any height" if effect >= BOUNDLESS else f"{float(f'{1 + effect:.3g}'):,.10g} times"
 
 
 def with_unit(words: str, unit: str) -> str:

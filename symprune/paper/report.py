@@ -85,9 +85,8 @@ def effect_in_words(claim: ClaimFound) -> tuple[str, str]:
     """A claim's effect and its interval; empty where it has none."""
     if claim.effect is None or claim.low is None or claim.high is None:
         return "", ""
-    if claim.unit == "points":
-        return f"{claim.effect:+.1f} points", f"{claim.low:+.1f} to {claim.high:+.1f}"
-    return with_unit(in_words(claim.effect), claim.unit), f"{in_words(claim.low)} to {in_words(claim.high)}"
+    effect, low, high = (in_words(value, claim.unit) for value in (claim.effect, claim.low, claim.high))
+    return with_unit(effect, claim.unit), f"{low} to {high}"
 
 
 def _counts(claims: list[ClaimFound]) -> list[tuple[str, int]]:

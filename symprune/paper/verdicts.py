@@ -16,7 +16,6 @@ from symprune.paper.tables import Whole
 
 NOT_RUN = "not run here"
 VERDICTS = ("reproduced", "not reproduced", "undecided", NOT_RUN)
-BOUNDLESS = 1e6  # an effect above it is no bound: that of a single article, which says nothing of others
 _SHOWN = ["of", "claim", "verdict", "evidence"]
 
 
@@ -84,7 +83,7 @@ class Verdict:
         side = "lower" if self.effect < 0 else "higher"
         draws = f"{side} in {self.draws_alike} of {len(self.draws)} draws" if self.draws else ""
         beside = "; ".join(filter(None, [f"paired over {self.over}", draws, self.note]))
-        effect, low, high = (_shown(value, self.unit) for value in (self.effect, self.low, self.high))
+        effect, low, high = (in_words(value, self.unit) for value in (self.effect, self.low, self.high))
         found = f"{with_unit(effect, self.unit)} (95 % interval {low} to {high}{jointly}, {beside})"
         return "; ".join(filter(None, [found, self.power_in_words]))
 
@@ -94,8 +93,8 @@ class Verdict:
         if self.low is None:
             measured = "" if self.effect is None else f"{self.unit}: {self.effect:.2g} over {self.over}"
             return "; ".join(filter(None, [measured, self.note]))
-        interval = " to ".join(_shown(value, self.unit) for value in (self.low, self.high))
-        size = _shown(abs(self.effect), self.unit, sign="")
+        interval = " to ".join(in_words(value, self.unit) for value in (self.low, self.high))
+        size = in_words(abs(self.effect), self.unit, sign="")
         if self.unit == "points":
             return f"{size} points {'fewer' if self.effect < 0 else 'more'} ({interval})"
         way = "as high" if size.endswith("times") else "lower" if self.effect < 0 else "higher"
@@ -274,12 +273,6 @@ def _of_ratio(claim: Claim, of: str, verdict: str, comparison: Paired) -> Verdic
     over, draws = f"{comparison.n} {units}", tuple(ratio - 1 for ratio in comparison.draws)
     words = comparison.what, over, comparison.comparisons, draws, comparison.note
     return Verdict(claim.id, of, claim.text, verdict, *effects, *words)
-
-
-def _shown(value: float, unit: str, sign: str = "+") -> str:
-    if value >= BOUNDLESS:
-        return "any height"
-    return f"{value:{sign}.1f}" if unit == "points" else in_words(value, sign)
 
 
 def _rounded(verdict: Verdict) -> Verdict:
