@@ -51,8 +51,8 @@ def seconds_of_one_machine(rows: pd.DataFrame, profile: str) -> pd.Series:
     machines = {record.key: record.meta["machine"] for record in Store(paths.records(profile))}
     told = rows.assign(machine=rows["record"].map(machines))
     measured = told.groupby(["pattern", "machine"])["recipe_key"].agg(["nunique", "size"])
-    chosen = measured.sort_values(["nunique", "size"]).reset_index("machine")["machine"]
-    chosen = chosen.groupby("pattern").last()
+    ordered = measured.sort_values(["nunique", "size"]).reset_index("machine")
+    chosen = ordered.groupby("pattern")["machine"].last()
     return rows["seconds_prune"].where(told["machine"] == rows["pattern"].map(chosen))
 
 

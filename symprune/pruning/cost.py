@@ -11,7 +11,7 @@ from symprune.base.errors import UserError
 from symprune.base.types import Windows
 from symprune.methods.recipe import Recipe
 from symprune.methods.sketch import rank_in
-from symprune.methods.update.refit import ENTRIES_PER_PART, REMEMBERED, WORKING
+from symprune.methods.update.refit import numbers_held
 from symprune.models.devices import memory_of
 from symprune.models.layers import decoder_layers, linears_by_layer, weight_view
 from symprune.models.precision import calibration_dtype
@@ -156,11 +156,9 @@ class Cost:
         if not self.iterations:
             return 0
         sizes = [d_out * d_in for d_out, d_in in self.shape.widths]
-        at_once, remembered = min(max(sizes), ENTRIES_PER_PART), 0
-        if self.gradients:  # all rows are one problem
-            at_once, remembered = max(sizes), min(self.iterations * max(sizes), REMEMBERED)
+        held = numbers_held(max(sizes), self.iterations, together=self.gradients)
         matrices = 2 * max(d_in**2 + self.gradients * d_out**2 for d_out, d_in in self.shape.widths)
-        numbers = 2 * max(sizes) + WORKING * at_once + remembered + matrices
+        numbers = 2 * max(sizes) + held + matrices
         return sum(sizes) * (self.itemsize + 1) + max(self.number, 4) * numbers
 
     @property

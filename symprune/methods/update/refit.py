@@ -13,9 +13,9 @@ from symprune.methods.objective import Quadratic
 from symprune.methods.stats import LayerStats
 from symprune.methods.update.update import Update, damping_for, share, unit_diagonal, working
 
-ENTRIES_PER_PART = 2**22  # of a weight whose rows are by themselves, worked on at a time: memory is bounded
-WORKING = 8  # numbers that are held of such an entry, beside one for each residual that is remembered
-REMEMBERED = 2**27  # numbers of the residuals that are remembered, at most: 1 GiB in float64
+_ENTRIES_PER_PART = 2**22  # of a weight whose rows are by themselves, worked on at a time: memory is bounded
+_WORKING = 8  # numbers that are held of such an entry, beside one for each residual that is remembered
+_REMEMBERED = 2**27  # numbers of the residuals that are remembered, at most: 1 GiB in float64
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,13 @@ class SymmetricRefit:
         return self.run(weight, mask, stats).weight
 
 
+def numbers_held(entries: int, iterations: int, together: bool) -> int:
+    """How many numbers are held while a weight of so many entries is refit; together: all rows at once."""
+    if not together:
+        return min(entries, _ENTRIES_PER_PART) * _WORKING
+    return entries * _WORKING + min(entries * iterations, _REMEMBERED)
+
+
 class Solved(NamedTuple):
     """The refit weight of some rows, its objective before, after and of no weight at all, and iterations."""
 
@@ -119,8 +126,8 @@ def _in_parts(
     """The update of a linear, of some rows at a time where rows are by themselves."""
     (d_out, d_in), step = weight.shape, len(weight)
     if quadratic.H is None:
-        held = min(d_out * d_in, ENTRIES_PER_PART) * WORKING // (WORKING + min(update.max_iterations, d_in))
-        step = max(1, held // d_in)
+        held = numbers_held(d_out * d_in, update.max_iterations, together=False)
+        step = max(1, held // (_WORKING + min(update.max_iterations, d_in)) // d_in)
     rows = zip(weight.split(step), mask.split(step), strict=True)
     parts = [_solve(update, quadratic, *part, dtype) for part in rows]
     weights, before, after, whole, iterations = zip(*parts, strict=True)
@@ -169,13 +176,13 @@ def _solve(
 
 class _Past:
     """The residuals of each problem, to which exact arithmetic would make the next ones orthogonal under the
-    preconditioner; the first of them where all would be more than REMEMBERED numbers.
+    preconditioner; the first of them where all would be more than _REMEMBERED numbers.
     """
 
     def __init__(self, precondition: Weight, problems: int, most: int):
         self._precondition, self._n = precondition.reshape(problems, -1), 0
         entries = self._precondition.shape[1]
-        most = min(most, entries, REMEMBERED // precondition.numel())  # no more than entries are orthogonal
+        most = min(most, entries, _REMEMBERED // precondition.numel())  # no more than entries are orthogonal
         self._residuals = precondition.new_empty(problems, most, entries)
         self._slopes = precondition.new_empty(problems, most, 1)
 
