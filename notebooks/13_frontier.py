@@ -140,10 +140,10 @@ save_figure(
 # %% [markdown]
 # ## Quality against seconds and memory
 #
-# Means over draws. Seconds are of the whole pruning, statistics and H included, beside whatever else the
-# machine ran. They compare within a pattern: of the one machine that measured most of its recipes (nan: not
-# measured there). Bytes are the cost model's prediction of the peak with the model in memory
-# ([scaling](../docs/scaling.md)).
+# Means over draws. Seconds are of the whole pruning, statistics and H included, of its draws the least, for
+# what else the machine ran only adds. They compare within a pattern: of the one machine that measured most of
+# its recipes (nan: not measured there). Bytes are the cost model's prediction of the peak with the model in
+# memory ([scaling](../docs/scaling.md)).
 
 # %% tags=["nbval-ignore-output"]
 costs = pruned.assign(

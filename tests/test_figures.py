@@ -286,24 +286,29 @@ def test_what_has_no_cost_is_left_out_of_its_frontier_alone():
     assert np.allclose(joined, [[[5.0, 90.0]], [[1.0, 80.0]]])
 
 
-def test_seconds_are_of_the_machine_that_measured_most_recipes_of_a_pattern_then_most_draws(folder):
+def test_seconds_are_the_least_of_the_machine_that_measured_most_recipes_of_a_pattern_then_most_draws(folder):
     store = Store(paths.records("test"))
     cases = [  # pattern, recipe, machine, seconds
         ("0.6", "a", "a GPU", 1.0),
+        ("0.6", "a", "a GPU", 1.5),
         ("0.6", "a", "a CPU", 100.0),
         ("0.6", "b", "a GPU", 2.0),
-        ("0.5", "a", "a CPU", 90.0),
-        ("2:4", "a", "a GPU", 1.5),
-        ("2:4", "a", "a GPU", 1.6),
-        ("2:4", "a", "a CPU", 80.0),
-        ("2:4", "b", "a CPU", 81.0),
-        ("4:8", "a", "a CPU", 70.0),
-        ("4:8", "b", "a CPU", 71.0),
-        ("4:8", "a", "a GPU", 1.7),
-        ("4:8", "a", "a GPU", 1.8),
-        ("4:8", "b", "a GPU", 1.9),
+        ("0.5", "a 0.5", "a CPU", 90.0),
+        ("2:4", "a 2:4", "a GPU", 1.5),
+        ("2:4", "a 2:4", "a GPU", 1.6),
+        ("2:4", "a 2:4", "a CPU", 80.0),
+        ("2:4", "b 2:4", "a CPU", 81.0),
+        ("4:8", "a 4:8", "a CPU", 70.0),
+        ("4:8", "b 4:8", "a CPU", 71.0),
+        ("4:8", "a 4:8", "a GPU", 1.7),
+        ("4:8", "a 4:8", "a GPU", 1.8),
+        ("4:8", "b 4:8", "a GPU", 1.9),
     ]
     keys = [store.put(Record({"n": i}, {}, {"machine": of[2]})).key for i, of in enumerate(cases)]
     rows = pd.DataFrame(cases, columns=["pattern", "recipe_key", "machine", "seconds_prune"])
-    found = seconds_of_one_machine(rows.assign(record=keys), "test")
-    assert found.dropna().tolist() == [1.0, 2.0, 90.0, 80.0, 81.0, 1.7, 1.8, 1.9]
+    rows = rows.assign(record=keys, model="m")
+    found = seconds_of_one_machine(rows, "test")
+    assert found.dropna().tolist() == [1.0, 2.0, 90.0, 80.0, 81.0, 1.7, 1.9]
+    other = rows.assign(model="n", seconds_prune=10 * rows["seconds_prune"])
+    of_two = seconds_of_one_machine(pd.concat([rows, other], ignore_index=True), "test")
+    assert of_two.dropna().tolist() == [*found.dropna(), *10 * found.dropna()]

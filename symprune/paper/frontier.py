@@ -45,15 +45,17 @@ def _cost(recipe: Recipe, shape: Shape, protocol: Protocol) -> Cost:
 
 
 def seconds_of_one_machine(rows: pd.DataFrame, profile: str) -> pd.Series:
-    """`seconds_prune` of the records of one machine for each pattern, nan for all others: seconds of two
-    machines do not compare. It is the machine that measured most recipes, of several the one with most rows.
+    """`seconds_prune` of the records of one machine for each pattern, of a recipe's draws the least, nan for
+    all others: seconds of two machines do not compare, and what else a machine ran only adds. It is the
+    machine that measured most recipes, of several the one with most rows.
     """
     machines = {record.key: record.meta["machine"] for record in Store(paths.records(profile))}
     told = rows.assign(machine=rows["record"].map(machines))
     measured = told.groupby(["pattern", "machine"])["recipe_key"].agg(["nunique", "size"])
     ordered = measured.sort_values(["nunique", "size"]).reset_index("machine")
     chosen = ordered.groupby("pattern")["machine"].last()
-    return rows["seconds_prune"].where(told["machine"] == rows["pattern"].map(chosen))
+    seconds = rows["seconds_prune"].where(told["machine"] == rows["pattern"].map(chosen))
+    return seconds.where(seconds == seconds.groupby([rows["model"], rows["recipe_key"]]).transform("min"))
 
 
 def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, hue: str) -> Picture:
@@ -104,8 +106,8 @@ def frontier(rows: pd.DataFrame, axes: dict[str, str], value: str, label: str, h
     )
     caption = (
         f"{label} against {' and against '.join(axes.values())}, both logarithmic, lower is better; geometric"
-        " means over draws. The line joins what nothing beats in both. Seconds compare within a panel: in"
-        " each they are one machine's."
+        " means over draws, of seconds the least. The line joins what nothing beats in both. Seconds compare"
+        " within a panel: in each they are one machine's."
     )
     return Picture(fig, caption[:1].upper() + caption[1:], f"Points. {label}: {spoken}.")
 
